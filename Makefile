@@ -1,0 +1,43 @@
+# Two commands on a fresh machine with Python and a C++ compiler: `make study` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The constraints also hold inside pip's isolated build, so that every machine builds with the same tools.
+PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
+BUILD_FILES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard cpp/*)
+
+.PHONY: study test lint types format clean
+
+study: $(VENV)/study.stamp
+	$(BIN)/batchfree study norm-batch --out runs/norm-batch
+
+test: lint types
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev.stamp
+	$(BIN)/mypy
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else f"batchfree needs Python 3.10 or newer; {sys.executable} is {sys.version.split()[0]}. Run: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/study.stamp: $(BUILD_FILES) | $(BIN)/python
+	@echo "Installing batchfree[study] into $(VENV) (some minutes the first time)"
+	$(PIP) --editable '.[study]'
+	@touch $@
+
+$(VENV)/dev.stamp: $(BUILD_FILES) | $(BIN)/python
+	@echo "Installing batchfree[dev] into $(VENV) (some minutes the first time)"
+	$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/study.stamp
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

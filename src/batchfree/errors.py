@@ -73,8 +73,7 @@ def require(module: str, extra: str) -> ModuleType:
         if (error.name or "").partition(".")[0] != module.partition(".")[0]:
             raise  # installed, but broken inside: its own message says more than ours
         raise MissingExtraError(
-            f"{module} is not installed, and this part of batchfree needs it. "
-            f"Run: pip install 'batchfree[{extra}]'",
+            f"{module} is not installed, and this part of batchfree needs it. Run: pip install 'batchfree[{extra}]'",
             name=module,
         ) from None
 

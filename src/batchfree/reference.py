@@ -38,9 +38,9 @@ Variant: TypeAlias = Literal["bit", "qiao"]
 
 
 class Moments(NamedTuple):
-    """Mean and biased variance of `count` values, one pair per (sample, group)."""
+    """Mean and biased variance of `size` values, one pair per (sample, group)."""
 
-    count: int
+    size: int  # values per group: m
     mean: Array  # (n, g)
     variance: Array  # (n, g)
 
@@ -75,13 +75,13 @@ def merge_moments(*parts: Moments) -> Moments:
     """
     if not parts:
         raise ArgumentError("no moments were given. At least one is needed. Pass the moments of every part.")
-    count = sum(part.count for part in parts)
-    mean = sum((part.count / count * part.mean for part in parts), start=np.zeros_like(parts[0].mean))
+    size = sum(part.size for part in parts)
+    mean = sum((part.size / size * part.mean for part in parts), start=np.zeros_like(parts[0].mean))
     variance = sum(
-        (part.count / count * (part.variance + (part.mean - mean) ** 2) for part in parts),
+        (part.size / size * (part.variance + (part.mean - mean) ** 2) for part in parts),
         start=np.zeros_like(mean),
     )
-    return Moments(count, mean, variance)
+    return Moments(size, mean, variance)
 
 
 def group_norm(
@@ -137,9 +137,7 @@ def group_norm_backward(
     rstd = 1 / np.sqrt(statistics.variance + eps)[:, :, None]
     xhat = (_grouped(x_array, num_groups) - statistics.mean[:, :, None]) * rstd
     dxhat = _grouped(dz * _per_channel(weight, x_array, 1.0), num_groups)
-    dx = rstd * (
-        dxhat - dxhat.mean(axis=2, keepdims=True) - xhat * (dxhat * xhat).mean(axis=2, keepdims=True)
-    )
+    dx = rstd * (dxhat - dxhat.mean(axis=2, keepdims=True) - xhat * (dxhat * xhat).mean(axis=2, keepdims=True))
     other_axes = (0, *range(2, x_array.ndim))
     return Gradients(
         input=dx.reshape(x_array.shape),
@@ -155,7 +153,7 @@ def batch_norm(
     bias: npt.ArrayLike | None = None,
     eps: float = 1e-5,
 ) -> Array:
-    """Batch Norm with the statistics of this batch: per channel, over samples and space (Ioffe & Szegedy 2015, Alg. 1)."""
+    """Batch Norm with this batch's statistics: per channel, over samples and space (Ioffe & Szegedy 2015, Alg. 1)."""
     array = np.asarray(x, np.float64)
     return _textbook(array, (0, *range(2, array.ndim)), weight, bias, eps)
 
@@ -166,7 +164,7 @@ def layer_norm(
     bias: npt.ArrayLike | None = None,
     eps: float = 1e-5,
 ) -> Array:
-    """Layer Norm as vision uses it: per sample, over (c, *spatial), weight and bias per channel (Wu & He 2018, Eq. 4)."""
+    """Layer Norm as vision has it: per sample, over (c, *spatial), affine per channel (Wu & He 2018, Eq. 4)."""
     array = np.asarray(x, np.float64)
     return _textbook(array, tuple(range(1, array.ndim)), weight, bias, eps)
 

@@ -150,7 +150,7 @@ def info() -> None:
 
     print(f"batchfree {__version__}, Python {sys.version.split()[0]}")
     print(f"compiled core: {_core.compiler()}; this machine runs {', '.join(_core.instruction_sets())}")
-    for package, extra in (("torch", "torch"), ("torchvision", "study"), ("scikit-learn", "study")):
+    for package, extra in (("torch", "torch"), ("scikit-learn", "study")):
         try:
             print(f"{package} {version(package)}")
         except PackageNotFoundError:

@@ -17,7 +17,7 @@ def test_batch_free_arms_run_once_per_seed(digits: ImageData) -> None:
         *(("bn", norm_batch, seed) for norm_batch in (32, 2) for seed in (0, 1)),
         *((norm, None, seed) for norm in ("gn", "gn+ws", "ln", "in") for seed in (0, 1)),
     ]
-    assert {(cell.sgd_batch, cell.learning_rate, cell.schedule) for cell in cells} == {(32, 0.05, "cosine")}
+    assert {(cell.sgd_batch, cell.learning_rate, cell.schedule) for cell in cells} == {(32, 0.1, "cosine")}
     assert len({cell.cell_id for cell in cells}) == len(cells)
 
 

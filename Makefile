@@ -11,8 +11,9 @@ BUILD_FILES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard cpp/*)
 study: $(VENV)/study.stamp
 	$(BIN)/batchfree study norm-batch --out runs/norm-batch
 
+# Two workers with one thread each: more threads than cores make small tests several times slower.
 test: lint types
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

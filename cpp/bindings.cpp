@@ -1,13 +1,19 @@
 // The only door between the C++ core and Python.
+//
+// Tensors come as addresses: building an array object per argument costs more than normalising a small tensor.
+// batchfree.torch checks shapes, types and layout before it calls; nothing here can check an address.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <string>
 
+#include "group_norm.hpp"
 #include "instruction_sets.hpp"
+#include "parallel.hpp"
 
 namespace nb = nanobind;
+using namespace batchfree;
 
 namespace {
 
@@ -21,11 +27,81 @@ std::string compiler() {
 #endif
 }
 
+using Address = std::uintptr_t;  // 0 for null
+
+template <class T = void>
+T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+Problem problem(std::int64_t samples, std::int64_t channels, std::int64_t spatial, std::int64_t groups,
+                bool channels_last, int element, int activation, bool unbiased, double eps, int threads) {
+  Problem p;
+  p.samples = samples;
+  p.channels = channels;
+  p.spatial = spatial;
+  p.groups = groups;
+  p.layout = channels_last ? Layout::channels_last : Layout::channels_first;
+  p.element = static_cast<ElementType>(element);
+  p.activation = static_cast<Activation>(activation);
+  p.divisor = unbiased ? Divisor::unbiased : Divisor::biased;
+  p.eps = eps;
+  p.threads = threads;
+  return p;
+}
+
+// The first `groups` doubles at `address` are means, the next are variances.
+Statistics statistics(const Problem& p, Address address) {
+  return {pointer<double>(address), pointer<double>(address) + p.samples * p.groups};
+}
+
+using Step = void (*)(const Problem&, const Forward&, const PrimitiveTable&);
+
+template <Step step>
+void run_forward(const Problem& p, Address x, Address weight, Address bias, int parameter_element, Address residual,
+                 Address y, Address moments, const std::string& instruction_set) {
+  const ElementType element = static_cast<ElementType>(parameter_element);
+  const PrimitiveTable& table = primitive_table(instruction_set);
+  const nb::gil_scoped_release release;
+  step(p, {pointer(x), {pointer(weight), element}, {pointer(bias), element}, pointer(residual), pointer(y),
+           statistics(p, moments)},
+       table);
+}
+
+void run_backward(const Problem& p, Address dy, Address x, Address weight, Address bias, int parameter_element,
+                  Address residual, Address moments, Address dx, Address dresidual, Address dweight, Address dbias,
+                  const std::string& instruction_set) {
+  const ElementType element = static_cast<ElementType>(parameter_element);
+  const PrimitiveTable& table = primitive_table(instruction_set);
+  const nb::gil_scoped_release release;
+  backward(p, {pointer(dy), pointer(x), {pointer(weight), element}, {pointer(bias), element}, pointer(residual),
+               statistics(p, moments), pointer(dx), pointer(dresidual), pointer<double>(dweight),
+               pointer<double>(dbias)},
+           table);
+}
+
 }  // namespace
 
 NB_MODULE(_core, m) {
   m.doc() = "The compiled core of batchfree.";
-  m.def("instruction_sets", &batchfree::instruction_sets,
+  m.def("instruction_sets", &instruction_sets,
         "Names of the instruction sets this machine can run, narrowest first; 'baseline' is always there.");
+  m.def("instruction_set", &instruction_set,
+        "The one in use: the widest, or what the environment variable BATCHFREE_ISA names.");
   m.def("compiler", &compiler, "Name and version of the compiler that built this extension.");
+  m.def("threading_runtime", &threading_runtime,
+        "Path of the OpenMP runtime that kernels share with torch; empty where none is loaded.");
+
+  nb::class_<Problem>(m, "Problem", "Sizes, types and settings of one call; see group_norm.hpp.")
+      .def("__init__", [](Problem* self, std::int64_t samples, std::int64_t channels, std::int64_t spatial,
+                          std::int64_t groups, bool channels_last, int element, int activation, bool unbiased,
+                          double eps, int threads) {
+        new (self) Problem(problem(samples, channels, spatial, groups, channels_last, element, activation, unbiased,
+                                   eps, threads));
+      });
+  const char* const steps = "Addresses of dense arrays, 0 for null. Statistics are (2, samples, groups) doubles.";
+  m.def("forward", &run_forward<forward>, steps);
+  m.def("moments", &run_forward<moments>, steps);
+  m.def("apply", &run_forward<apply>, steps);
+  m.def("backward", &run_backward, steps);
 }

@@ -1,0 +1,187 @@
+"""Group Norm with the activation and the residual that follow it."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from batchfree.errors import ArgumentError, unknown_name
+from batchfree.groups import check_values_per_group, resolve_num_groups
+
+__all__ = ["Activation", "GroupNorm", "group_norm"]
+
+#: "gelu" is the form with the error function, "gelu_tanh" the tanh approximation.
+Activation: TypeAlias = Literal["relu", "silu", "gelu", "gelu_tanh"]
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    activation: Activation | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """`act((input - mean) / sqrt(var + eps) * weight + bias [+ residual])`, statistics per (sample, group).
+
+    Args:
+        input: (N, C, *spatial) with any number of spatial dimensions, floating point.
+        num_groups: G, a divisor of C. 1 is Layer Norm over (C, *spatial); C is Instance Norm.
+        weight, bias: (C,); 1 and 0 where `None`.
+        eps: added to the biased variance, inside the root; positive.
+        activation: applied last: `None`, "relu", "silu", "gelu" or "gelu_tanh".
+        residual: shape of `input`; added before the activation.
+
+    Returns:
+        Shape, dtype and memory format of `input`.
+
+    Raises:
+        GroupError: G does not divide C, or each group has one value per sample.
+        ArgumentError: a shape, `eps`, the dtype of `input` or the name of the activation is not allowed.
+
+    Differs from `torch.nn.functional.group_norm`: that one counts the batch in its guard against one value per group,
+    and so returns zeros for an (N >= 2, C, 1, 1) input with G = C (pytorch#19250).
+
+    Source: Wu & He 2018 (arXiv 1803.08494), Eq. 1, 2, 6 and 7.
+
+    >>> x = torch.randn(2, 64, 8, 8)
+    >>> group_norm(x, 4, torch.ones(64), torch.zeros(64), activation="relu").shape
+    torch.Size([2, 64, 8, 8])
+    """
+    _check_input(input, eps, residual)
+    _check_activation(activation)
+    num_channels = input.shape[1]
+    resolve_num_groups(num_channels, num_groups)
+    check_values_per_group(num_channels, num_groups, input.shape[2:])
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is not None and parameter.shape != (num_channels,):
+            raise ArgumentError(
+                f"{name} has shape {tuple(parameter.shape)} for an input of {num_channels} channels. "
+                f"It must be ({num_channels},). Pass one value per channel."
+            )
+    # Not F.group_norm: its guard against one value per group counts the batch.
+    output = torch.group_norm(input, num_groups, weight, bias, eps, torch.backends.cudnn.enabled)
+    if residual is not None:
+        output = output + residual
+    return _activate(output, activation)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group Norm as a layer: `group_norm` with weight and bias of its own.
+
+    y = act((x - mean) / sqrt(var + eps) * weight + bias [+ residual]): mean and biased variance over the C / G channels
+    of a group and all spatial elements of one sample, never over the batch, in training and in evaluation alike.
+    weight and bias are (C,). A `torch.nn.GroupNorm` in `isinstance`, in `state_dict` and in numbers.
+
+    Args:
+        num_groups: G, a divisor of `num_channels`.
+        num_channels: C.
+        eps: added to the variance, inside the root; positive.
+        affine: `False` leaves out weight and bias.
+        device, dtype: of the parameters.
+        bias: `False` leaves out the bias.
+        activation: `None`, "relu", "silu", "gelu" or "gelu_tanh".
+
+    Raises:
+        GroupError: G does not divide C.
+        ArgumentError: `eps` or the name of the activation is not allowed.
+
+    Source: Wu & He 2018 (arXiv 1803.08494).
+
+    >>> norm = GroupNorm(4, 64, activation="relu")
+    >>> x = torch.randn(2, 64, 8, 8)
+    >>> norm(x, residual=x).shape
+    torch.Size([2, 64, 8, 8])
+    """
+
+    activation: Activation | None
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: Activation | None = None,
+    ) -> None:
+        resolve_num_groups(num_channels, num_groups)
+        _check_eps(eps)
+        _check_activation(activation)
+        super().__init__(num_groups, num_channels, eps, affine, device, dtype)
+        if not bias:  # torch's own argument for it is younger than the oldest torch we serve
+            self.register_parameter("bias", None)
+        self.activation = activation
+
+    def reset_parameters(self) -> None:
+        """Weight 1 and bias 0."""
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Normalises `input` (N, C, *spatial); `residual`, of its shape, is added before the activation."""
+        if input.dim() >= 2 and input.shape[1] != self.num_channels:
+            raise ArgumentError(
+                f"an input of {input.shape[1]} channels (shape {tuple(input.shape)}) reached a GroupNorm for "
+                f"{self.num_channels}. They must be equal. Pass num_channels={input.shape[1]} when building it."
+            )
+        return group_norm(
+            input, self.num_groups, self.weight, self.bias, self.eps, activation=self.activation, residual=residual
+        )
+
+    def extra_repr(self) -> str:
+        """What `print` shows between the parentheses."""
+        shown = super().extra_repr()
+        return shown if self.activation is None else f"{shown}, activation={self.activation!r}"
+
+
+def _activate(x: Tensor, activation: Activation | None) -> Tensor:
+    if activation == "relu":
+        return F.relu(x)
+    if activation == "silu":
+        return F.silu(x)
+    if activation == "gelu":
+        return F.gelu(x)
+    if activation == "gelu_tanh":
+        return F.gelu(x, approximate="tanh")
+    return x
+
+
+def _check_input(input: Tensor, eps: float, residual: Tensor | None) -> None:
+    if input.dim() < 2:
+        raise ArgumentError(
+            f"an input of shape {tuple(input.shape)} was given. It must be (N, C) or (N, C, *spatial). "
+            f"Add the missing dimensions, for instance with input.unsqueeze(0)."
+        )
+    if not input.is_floating_point():
+        raise ArgumentError(
+            f"an input of dtype {input.dtype} was given. It must be floating point. Pass input.float()."
+        )
+    if residual is not None and residual.shape != input.shape:
+        raise ArgumentError(
+            f"a residual of shape {tuple(residual.shape)} was given for an input of shape {tuple(input.shape)}. "
+            f"They must be equal: it is added element by element. Expand or project the residual first."
+        )
+    _check_eps(eps)
+
+
+def _check_eps(eps: float) -> None:
+    if not eps > 0:
+        raise ArgumentError(
+            f"eps={eps!r} was given. It must be positive: it keeps a constant group finite. Pass 1e-5, the default."
+        )
+
+
+def _check_activation(activation: str | None) -> None:
+    if activation is not None and activation not in get_args(Activation):
+        raise ArgumentError(unknown_name("activation", str(activation), get_args(Activation)))

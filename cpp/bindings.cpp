@@ -34,8 +34,15 @@ T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-Problem problem(std::int64_t samples, std::int64_t channels, std::int64_t spatial, std::int64_t groups,
-                bool channels_last, int element, int activation, bool unbiased, double eps, int threads) {
+// A problem and the kernels that will solve it.
+struct Call {
+  Problem problem;
+  const PrimitiveTable* kernels;
+};
+
+void construct(Call* self, std::int64_t samples, std::int64_t channels, std::int64_t spatial, std::int64_t groups,
+               bool channels_last, int element, int activation, bool unbiased, double eps, int threads,
+               const char* instruction_set) {
   Problem p;
   p.samples = samples;
   p.channels = channels;
@@ -47,10 +54,10 @@ Problem problem(std::int64_t samples, std::int64_t channels, std::int64_t spatia
   p.divisor = unbiased ? Divisor::unbiased : Divisor::biased;
   p.eps = eps;
   p.threads = threads;
-  return p;
+  new (self) Call{p, &primitive_table(instruction_set)};
 }
 
-// The first `groups` doubles at `address` are means, the next are variances.
+// The first samples * groups doubles at `address` are means, the next are variances.
 Statistics statistics(const Problem& p, Address address) {
   return {pointer<double>(address), pointer<double>(address) + p.samples * p.groups};
 }
@@ -58,26 +65,28 @@ Statistics statistics(const Problem& p, Address address) {
 using Step = void (*)(const Problem&, const Forward&, const PrimitiveTable&);
 
 template <Step step>
-void run_forward(const Problem& p, Address x, Address weight, Address bias, int parameter_element, Address residual,
-                 Address y, Address moments, const std::string& instruction_set) {
+void run_forward(const Call& call, Address x, Address weight, Address bias, int parameter_element, Address residual,
+                 Address y, Address moments) {
+  const Problem& p = call.problem;
   const ElementType element = static_cast<ElementType>(parameter_element);
-  const PrimitiveTable& table = primitive_table(instruction_set);
   const nb::gil_scoped_release release;
+  std::vector<double> unwanted(moments ? 0 : static_cast<std::size_t>(2 * p.samples * p.groups));
+  if (!moments) moments = reinterpret_cast<Address>(unwanted.data());
   step(p, {pointer(x), {pointer(weight), element}, {pointer(bias), element}, pointer(residual), pointer(y),
            statistics(p, moments)},
-       table);
+       *call.kernels);
 }
 
-void run_backward(const Problem& p, Address dy, Address x, Address weight, Address bias, int parameter_element,
-                  Address residual, Address moments, Address dx, Address dresidual, Address dweight, Address dbias,
-                  const std::string& instruction_set) {
+void run_backward(const Call& call, Address dy, Address x, Address weight, Address bias, int parameter_element,
+                  Address residual, Address moments, Address dx, Address dresidual, Address sums) {
+  const Problem& p = call.problem;
   const ElementType element = static_cast<ElementType>(parameter_element);
-  const PrimitiveTable& table = primitive_table(instruction_set);
+  double* const dweight = pointer<double>(sums);
   const nb::gil_scoped_release release;
   backward(p, {pointer(dy), pointer(x), {pointer(weight), element}, {pointer(bias), element}, pointer(residual),
-               statistics(p, moments), pointer(dx), pointer(dresidual), pointer<double>(dweight),
-               pointer<double>(dbias)},
-           table);
+               statistics(p, moments), pointer(dx), pointer(dresidual), dweight,
+               dweight ? dweight + p.channels : nullptr},
+           *call.kernels);
 }
 
 }  // namespace
@@ -92,16 +101,14 @@ NB_MODULE(_core, m) {
   m.def("threading_runtime", &threading_runtime,
         "Path of the OpenMP runtime that kernels share with torch; empty where none is loaded.");
 
-  nb::class_<Problem>(m, "Problem", "Sizes, types and settings of one call; see group_norm.hpp.")
-      .def("__init__", [](Problem* self, std::int64_t samples, std::int64_t channels, std::int64_t spatial,
-                          std::int64_t groups, bool channels_last, int element, int activation, bool unbiased,
-                          double eps, int threads) {
-        new (self) Problem(problem(samples, channels, spatial, groups, channels_last, element, activation, unbiased,
-                                   eps, threads));
-      });
-  const char* const steps = "Addresses of dense arrays, 0 for null. Statistics are (2, samples, groups) doubles.";
+  nb::class_<Call>(m, "Problem", "Sizes, types and settings of a call; see group_norm.hpp.")
+      .def("__init__", &construct, nb::arg("samples"), nb::arg("channels"), nb::arg("spatial"), nb::arg("groups"),
+           nb::arg("channels_last"), nb::arg("element"), nb::arg("activation"), nb::arg("unbiased"), nb::arg("eps"),
+           nb::arg("threads"), nb::arg("instruction_set") = "");
+  const char* const steps =
+      "Addresses of dense arrays, 0 for null. moments: (2, samples, groups) doubles, means first.";
   m.def("forward", &run_forward<forward>, steps);
   m.def("moments", &run_forward<moments>, steps);
   m.def("apply", &run_forward<apply>, steps);
-  m.def("backward", &run_backward, steps);
+  m.def("backward", &run_backward, "As forward; sums: (2, channels) doubles, those of weight first.");
 }

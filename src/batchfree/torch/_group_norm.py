@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Literal, TypeAlias, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from batchfree.errors import ArgumentError, unknown_name
 from batchfree.groups import check_values_per_group, resolve_num_groups
+from batchfree.torch import _formula, _kernel
 
 __all__ = ["Activation", "GroupNorm", "group_norm"]
 
@@ -54,21 +54,16 @@ def group_norm(
     torch.Size([2, 64, 8, 8])
     """
     _check_input(input, eps, residual)
-    _check_activation(activation)
-    num_channels = input.shape[1]
-    resolve_num_groups(num_channels, num_groups)
-    check_values_per_group(num_channels, num_groups, input.shape[2:])
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter is not None and parameter.shape != (num_channels,):
-            raise ArgumentError(
-                f"{name} has shape {tuple(parameter.shape)} for an input of {num_channels} channels. "
-                f"It must be ({num_channels},). Pass one value per channel."
-            )
-    # Not F.group_norm: its guard against one value per group counts the batch.
-    output = torch.group_norm(input, num_groups, weight, bias, eps, torch.backends.cudnn.enabled)
-    if residual is not None:
-        output = output + residual
-    return _activate(output, activation)
+    num_channels, *spatial = input.shape[1:]
+    if num_groups < 1 or num_channels % num_groups or num_channels == num_groups:
+        resolve_num_groups(num_channels, num_groups)
+        check_values_per_group(num_channels, num_groups, spatial)
+    _check_parameters(input, weight, bias)
+    if activation is not None:
+        _check_activation(activation)
+    if _kernel.is_plain_eager() and _kernel.serves(input) and (residual is None or _kernel.agrees(residual, input)):
+        return _kernel.group_norm(input, num_groups, weight, bias, eps, activation, residual)
+    return _formula.group_norm(input, num_groups, weight, bias, eps, activation, residual)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -145,18 +140,6 @@ class GroupNorm(nn.GroupNorm):
         return shown if self.activation is None else f"{shown}, activation={self.activation!r}"
 
 
-def _activate(x: Tensor, activation: Activation | None) -> Tensor:
-    if activation == "relu":
-        return F.relu(x)
-    if activation == "silu":
-        return F.silu(x)
-    if activation == "gelu":
-        return F.gelu(x)
-    if activation == "gelu_tanh":
-        return F.gelu(x, approximate="tanh")
-    return x
-
-
 def _check_input(input: Tensor, eps: float, residual: Tensor | None) -> None:
     if input.dim() < 2:
         raise ArgumentError(
@@ -172,7 +155,37 @@ def _check_input(input: Tensor, eps: float, residual: Tensor | None) -> None:
             f"a residual of shape {tuple(residual.shape)} was given for an input of shape {tuple(input.shape)}. "
             f"They must be equal: it is added element by element. Expand or project the residual first."
         )
+    if residual is not None and residual.device != input.device:
+        raise ArgumentError(
+            f"the residual is on {residual.device} and the input on {input.device}. They must be on one device. "
+            f"Move one of them with .to()."
+        )
     _check_eps(eps)
+
+
+def _check_parameters(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is None:
+            continue
+        if parameter.shape != input.shape[1:2]:
+            raise ArgumentError(
+                f"{name} has shape {tuple(parameter.shape)} for an input of {input.shape[1]} channels. "
+                f"It must be ({input.shape[1]},). Pass one value per channel."
+            )
+        if parameter.device != input.device:
+            raise ArgumentError(
+                f"{name} is on {parameter.device} and the input on {input.device}. They must be on one device. "
+                f"Move the module with .to({str(input.device)!r})."
+            )
+        if parameter.dtype != input.dtype and not (parameter.dtype == torch.float32 and input.element_size() == 2):
+            raise ArgumentError(
+                f"{name} is {parameter.dtype} and the input {input.dtype}. {name} must have the input's dtype, or "
+                f"float32 where that is a 16-bit type. Convert one of them with .to()."
+            )
+    if weight is not None and bias is not None and weight.dtype != bias.dtype:
+        raise ArgumentError(
+            f"weight is {weight.dtype} and bias {bias.dtype}. They must have one dtype. Convert one of them with .to()."
+        )
 
 
 def _check_eps(eps: float) -> None:

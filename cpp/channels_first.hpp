@@ -16,9 +16,13 @@ class ChannelsFirst {
       : p_(problem),
         run_(primitives),
         act_(static_cast<int>(problem.activation)),
+        items_(problem.samples * problem.groups),
         width_(problem.channels / problem.groups),
         values_(problem.values_per_group()),
-        threads_(useful_threads(problem.size(), problem.threads)) {}
+        threads_(useful_threads(problem.size(), problem.threads)),
+        pieces_((problem.spatial + kMaxSumLength - 1) / kMaxSumLength),
+        block_(std::clamp<std::int64_t>(kMaxSumLength / problem.spatial, 1, width_)),
+        blocks_((width_ + block_ - 1) / block_) {}
 
   void forward(const Forward& f) const { run(f, true, true); }
   void moments(const Forward& f) const { run(f, true, false); }
@@ -26,67 +30,94 @@ class ChannelsFirst {
   void backward(const Backward& b) const;
 
  private:
-  // A quarter of a first-level cache: the second of the two passes over a chunk is free.
-  static constexpr std::int64_t kChunk = 4096;
-  static_assert(kChunk <= kMaxSumLength);
+  using A = Compute<T>;
+  static constexpr std::int64_t kMomentsChunk = 4096;  // small enough for a second pass in the first-level cache
+  static_assert(kMomentsChunk <= kMaxSumLength);
+
+  // What the inner loops need per channel, for one group at a time. One per thread.
+  struct Constants {
+    explicit Constants(std::int64_t width)
+        : scale(static_cast<std::size_t>(width)), shift(static_cast<std::size_t>(width)) {}
+    std::vector<A> scale, shift;
+    std::int64_t item = -1;  // whose constants these are
+    A mean = 0;
+  };
+
+  // Some channels of a group, or a piece of one channel where that is long.
+  struct Part {
+    std::int64_t channel;  // within the group
+    std::int64_t at;       // of its first value in the tensor
+    Runs runs;
+  };
+  std::int64_t parts() const { return blocks_ * pieces_; }
+  Part part(std::int64_t item, std::int64_t index) const {
+    const std::int64_t block = pieces_ == 1 ? index : index / pieces_;
+    const std::int64_t channel = block * block_, begin = (index - block * pieces_) * kMaxSumLength;
+    return {channel, item * values_ + channel * p_.spatial + begin,
+            {std::min(block_, width_ - channel), std::min(kMaxSumLength, p_.spatial - begin), p_.spatial}};
+  }
 
   void run(const Forward& f, bool measures, bool writes) const;
-  void normalize(const Forward& f, std::int64_t item, std::int64_t begin, std::int64_t end) const;
-
-  Affine affine(const Parameters& weight, const Parameters& bias, const Statistics& s, double rstd, std::int64_t item,
-                std::int64_t channel) const {
-    const std::int64_t c = item % p_.groups * width_ + channel;
-    return {s.mean[item], rstd * parameter(weight, c, 1), parameter(bias, c, 0)};
-  }
+  AffineRuns<T> affine(Constants& constants, std::int64_t item, std::int64_t channel, const Parameters& weight,
+                       const Parameters& bias, double mean, double rstd) const;
 
   const Problem& p_;
   const RunPrimitives<T>& run_;
   int act_;
+  std::int64_t items_;   // groups of all samples
   std::int64_t width_;   // channels per group
   std::int64_t values_;  // per group
   int threads_;
+  std::int64_t pieces_;  // per channel
+  std::int64_t block_;   // channels per part
+  std::int64_t blocks_;  // per group
 };
 
 template <class T>
+AffineRuns<T> ChannelsFirst<T>::affine(Constants& constants, std::int64_t item, std::int64_t channel,
+                                       const Parameters& weight, const Parameters& bias, double mean,
+                                       double rstd) const {
+  if (constants.item != item) {
+    constants.item = item;
+    constants.mean = static_cast<A>(mean);
+    const double mean_rest = mean - constants.mean;  // what rounding lost
+    const std::int64_t first = item % p_.groups * width_;
+    for (std::int64_t c = 0; c < width_; ++c) {
+      const double scale = rstd * parameter(weight, first + c, 1);
+      constants.scale[c] = static_cast<A>(scale);
+      constants.shift[c] = static_cast<A>(parameter(bias, first + c, 0) - mean_rest * scale);
+    }
+  }
+  return {constants.mean, constants.scale.data() + channel, constants.shift.data() + channel};
+}
+
+template <class T>
 void ChannelsFirst<T>::run(const Forward& f, bool measures, bool writes) const {
-  const T* const x = static_cast<const T*>(f.x);
-  const std::int64_t items = p_.samples * p_.groups;
-  const std::int64_t chunks = (values_ + kChunk - 1) / kChunk;
-  std::vector<Moments> parts(measures ? static_cast<std::size_t>(items * chunks) : 0);
-  const auto end_of = [&](std::int64_t chunk) { return std::min(values_, (chunk + 1) * kChunk); };
+  const T *const x = static_cast<const T*>(f.x), *const residual = static_cast<const T*>(f.residual);
+  T* const y = static_cast<T*>(f.y);
+  const std::int64_t chunks = measures ? (values_ + kMomentsChunk - 1) / kMomentsChunk : 0;
+  std::vector<Moments> found(static_cast<std::size_t>(items_ * chunks));
+  std::vector<Constants> constants(static_cast<std::size_t>(threads_), Constants(width_));
 
   two_phases(
-      items, chunks, threads_,
+      items_, chunks, writes ? parts() : 0, threads_,
       [&](std::int64_t item, std::int64_t chunk, int) {
-        if (!measures) return;
-        const std::int64_t begin = chunk * kChunk;
-        parts[item * chunks + chunk] = run_.moments(x + item * values_ + begin, end_of(chunk) - begin);
+        const std::int64_t begin = chunk * kMomentsChunk, count = std::min(kMomentsChunk, values_ - begin);
+        found[item * chunks + chunk] = run_.moments(x + item * values_ + begin, count);
       },
       [&](std::int64_t item, int) {
         if (!measures) return;
         Moments all;
-        for (std::int64_t chunk = 0; chunk < chunks; ++chunk) merge(all, parts[item * chunks + chunk]);
+        for (std::int64_t chunk = 0; chunk < chunks; ++chunk) merge(all, found[item * chunks + chunk]);
         f.statistics.mean[item] = all.mean;
         f.statistics.variance[item] = all.squares / all.count;
       },
-      [&](std::int64_t item, std::int64_t chunk, int) {
-        if (writes) normalize(f, item, chunk * kChunk, end_of(chunk));
+      [&](std::int64_t item, std::int64_t index, int member) {
+        const Part p = part(item, index);
+        run_.normalize[act_](x + p.at, residual ? residual + p.at : nullptr, y + p.at, p.runs,
+                             affine(constants[member], item, p.channel, f.weight, f.bias, f.statistics.mean[item],
+                                    scale_of(p_, f.statistics.variance[item]).rstd));
       });
-}
-
-// The values [begin, end) of one group, channel by channel.
-template <class T>
-void ChannelsFirst<T>::normalize(const Forward& f, std::int64_t item, std::int64_t begin, std::int64_t end) const {
-  const double rstd = scale_of(p_, f.statistics.variance[item]).rstd;
-  const T* const residual = static_cast<const T*>(f.residual);
-  for (std::int64_t channel = begin / p_.spatial; begin < end; ++channel) {
-    const std::int64_t stop = std::min(end, (channel + 1) * p_.spatial);
-    const std::int64_t at = item * values_ + begin;
-    run_.normalize[act_](static_cast<const T*>(f.x) + at, residual ? residual + at : nullptr,
-                         static_cast<T*>(f.y) + at, stop - begin,
-                         affine(f.weight, f.bias, f.statistics, rstd, item, channel));
-    begin = stop;
-  }
 }
 
 template <class T>
@@ -94,62 +125,63 @@ void ChannelsFirst<T>::backward(const Backward& b) const {
   const T *const x = static_cast<const T*>(b.x), *const dy = static_cast<const T*>(b.dy);
   const T* const residual = static_cast<const T*>(b.residual);
   T *const dx = static_cast<T*>(b.dx), *const dresidual = static_cast<T*>(b.dresidual);
-  const std::int64_t items = p_.samples * p_.groups;
-  const std::int64_t pieces = (p_.spatial + kMaxSumLength - 1) / kMaxSumLength;  // of one channel
-  const std::int64_t chunks = width_ * pieces;
-  std::vector<GradientSums> parts(static_cast<std::size_t>(items * chunks));
-  std::vector<GradientLine> lines(static_cast<std::size_t>(items));
-  std::vector<Scale> scales(static_cast<std::size_t>(items));
-  for (std::int64_t item = 0; item < items; ++item) scales[item] = scale_of(p_, b.statistics.variance[item]);
-
-  const auto visit = [&](std::int64_t item, std::int64_t chunk, const auto& body) {
-    const std::int64_t channel = pieces == 1 ? chunk : chunk / pieces;
-    const std::int64_t begin = (chunk - channel * pieces) * kMaxSumLength;
-    const std::int64_t count = std::min(kMaxSumLength, p_.spatial - begin);
-    const std::int64_t at = item * values_ + channel * p_.spatial + begin;
-    body(at, count, affine(b.weight, b.bias, b.statistics, scales[item].rstd, item, channel));
+  std::vector<Constants> constants(static_cast<std::size_t>(threads_), Constants(width_));
+  std::vector<GradientSums> pieces(static_cast<std::size_t>(items_ * width_ * pieces_));  // [item][channel][piece]
+  std::vector<GradientLine<T>> lines(static_cast<std::size_t>(items_));
+  const std::vector<Scale> scales = scales_of(p_, b.statistics);
+  // Each channel's sums, with what the rounding of the mean took from them; in the place of its first piece.
+  const auto join = [&](std::int64_t item, std::int64_t c) -> GradientSums& {
+    GradientSums* const sums = &pieces[(item * width_ + c) * pieces_];
+    for (std::int64_t piece = 1; piece < pieces_; ++piece) {
+      sums->dz += sums[piece].dz;
+      sums->dz_centred += sums[piece].dz_centred;
+    }
+    const double mean = b.statistics.mean[item];
+    sums->dz_centred -= (mean - static_cast<A>(mean)) * sums->dz;
+    return *sums;
   };
+
   two_phases(
-      items, chunks, threads_,
-      [&](std::int64_t item, std::int64_t chunk, int) {
-        visit(item, chunk, [&](std::int64_t at, std::int64_t count, const Affine& line) {
-          parts[item * chunks + chunk] =
-              run_.gradient_sums[act_](x + at, residual ? residual + at : nullptr, dy + at, count, line);
-        });
+      items_, parts(), dx ? parts() : 0, threads_,
+      [&](std::int64_t item, std::int64_t index, int member) {
+        const Part p = part(item, index);
+        const std::int64_t piece = pieces_ == 1 ? 0 : index % pieces_;
+        run_.gradient_sums[act_](x + p.at, residual ? residual + p.at : nullptr, dy + p.at, p.runs,
+                                 affine(constants[member], item, p.channel, b.weight, b.bias, b.statistics.mean[item],
+                                        scales[item].rstd),
+                                 &pieces[(item * width_ + p.channel) * pieces_ + piece]);
       },
       [&](std::int64_t item, int) {
+        const std::int64_t first = item % p_.groups * width_;
         double dz = 0, dz_centred = 0;
-        for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
-          const GradientSums& part = parts[item * chunks + chunk];
-          const double weight = parameter(b.weight, item % p_.groups * width_ + chunk / pieces, 1);
-          dz += weight * part.dz;
-          dz_centred += weight * part.dz_centred;
+        for (std::int64_t c = 0; c < width_; ++c) {
+          const GradientSums& sums = join(item, c);
+          const double weight = parameter(b.weight, first + c, 1);
+          dz += weight * sums.dz;
+          dz_centred += weight * sums.dz_centred;
         }
-        lines[item] = {scales[item].slope_factor * dz_centred, scales[item].rstd * dz / static_cast<double>(values_)};
+        const Scale scale = scales[item];
+        const double mean = b.statistics.mean[item], slope = scale.slope_factor * dz_centred;
+        const double offset = scale.rstd * dz / static_cast<double>(values_) - (mean - static_cast<A>(mean)) * slope;
+        lines[item] = {static_cast<A>(slope), static_cast<A>(offset)};
       },
-      [&](std::int64_t item, std::int64_t chunk, int) {
-        if (!dx) return;
-        visit(item, chunk, [&](std::int64_t at, std::int64_t count, const Affine& line) {
-          run_.gradient[act_](x + at, residual ? residual + at : nullptr, dy + at, dx + at,
-                              dresidual ? dresidual + at : nullptr, count, line, lines[item]);
-        });
+      [&](std::int64_t item, std::int64_t index, int member) {
+        const Part p = part(item, index);
+        run_.gradient[act_](x + p.at, residual ? residual + p.at : nullptr, dy + p.at, dx + p.at,
+                            dresidual ? dresidual + p.at : nullptr, p.runs,
+                            affine(constants[member], item, p.channel, b.weight, b.bias, b.statistics.mean[item],
+                                        scales[item].rstd), lines[item]);
       });
-  if (!b.dweight && !b.dbias) return;
-  for (std::int64_t c = 0; c < p_.channels; ++c) {
-    double dweight = 0, dbias = 0;
-    for (std::int64_t n = 0; n < p_.samples; ++n) {
-      const std::int64_t item = n * p_.groups + c / width_;
-      double dz = 0, dz_centred = 0;
-      for (std::int64_t piece = 0; piece < pieces; ++piece) {
-        const GradientSums& part = parts[item * chunks + c % width_ * pieces + piece];
-        dz += part.dz;
-        dz_centred += part.dz_centred;
-      }
-      dbias += dz;
-      dweight += scales[item].rstd * dz_centred;
+  if (!b.dweight) return;
+  std::fill_n(b.dweight, p_.channels, 0.0);
+  std::fill_n(b.dbias, p_.channels, 0.0);
+  for (std::int64_t item = 0; item < items_; ++item) {
+    const std::int64_t first = item % p_.groups * width_;
+    for (std::int64_t c = 0; c < width_; ++c) {
+      const GradientSums& sums = pieces[(item * width_ + c) * pieces_];
+      b.dbias[first + c] += sums.dz;
+      b.dweight[first + c] += scales[item].rstd * sums.dz_centred;
     }
-    if (b.dweight) b.dweight[c] = dweight;
-    if (b.dbias) b.dbias[c] = dbias;
   }
 }
 

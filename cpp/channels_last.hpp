@@ -36,6 +36,11 @@ class ChannelsLast {
   static constexpr std::int64_t kChunkBytes = 64 * 1024;
   static constexpr std::int64_t kFewestRows = 32;  // so that joining per-channel sums stays cheap beside making them
 
+  // dx = dz * scale - (x - mean) * slope - offset, for one group.
+  struct GroupLine {
+    double slope, offset;
+  };
+
   // What the inner loops need per channel, for one sample at a time. One per thread.
   struct Constants {
     explicit Constants(std::int64_t channels) : values(static_cast<std::size_t>(5 * channels)), channels_(channels) {}
@@ -48,7 +53,7 @@ class ChannelsLast {
 
     std::vector<A> values;
     std::int64_t sample = -1;  // whose constants these are,
-    const GradientLine* lines = nullptr;  // and with which gradients
+    const GroupLine* lines = nullptr;  // and with which gradients
 
    private:
     std::int64_t channels_;
@@ -60,7 +65,7 @@ class ChannelsLast {
   }
   void run(const Forward& f, bool measures, bool writes) const;
   void fill(Constants& constants, std::int64_t sample, const Parameters& weight, const Parameters& bias,
-            const Statistics& statistics, const GradientLine* lines) const;
+            const Statistics& statistics, const GroupLine* lines) const;
 
   const Problem& p_;
   const RowPrimitives<T>& row_;
@@ -73,7 +78,7 @@ class ChannelsLast {
 
 template <class T>
 void ChannelsLast<T>::fill(Constants& constants, std::int64_t sample, const Parameters& weight, const Parameters& bias,
-                           const Statistics& statistics, const GradientLine* lines) const {
+                           const Statistics& statistics, const GroupLine* lines) const {
   if (constants.sample == sample && constants.lines == lines) return;
   constants.sample = sample;
   constants.lines = lines;
@@ -102,9 +107,8 @@ void ChannelsLast<T>::run(const Forward& f, bool measures, bool writes) const {
   std::vector<Constants> constants(static_cast<std::size_t>(threads_), Constants(p_.channels));
 
   two_phases(
-      p_.samples, chunks_, threads_,
+      p_.samples, measures ? chunks_ : 0, writes ? chunks_ : 0, threads_,
       [&](std::int64_t sample, std::int64_t chunk, int member) {
-        if (!measures) return;
         constants[member].sample = -1;  // their room serves as scratch here
         row_.moments(x + start_of(sample, chunk), rows_of(chunk), p_.channels, groups,
                      constants[member].values.data(), &parts[(sample * chunks_ + chunk) * groups]);
@@ -121,7 +125,6 @@ void ChannelsLast<T>::run(const Forward& f, bool measures, bool writes) const {
         }
       },
       [&](std::int64_t sample, std::int64_t chunk, int member) {
-        if (!writes) return;
         fill(constants[member], sample, f.weight, f.bias, f.statistics, nullptr);
         const std::int64_t at = start_of(sample, chunk);
         row_.normalize[act_](x + at, residual ? residual + at : nullptr, static_cast<T*>(f.y) + at, rows_of(chunk),
@@ -139,7 +142,7 @@ void ChannelsLast<T>::backward(const Backward& b) const {
   // Per (sample, chunk): dz of every channel, then dz * (x - rounded mean).
   std::vector<A> parts(static_cast<std::size_t>(p_.samples * chunks_ * 2 * channels));
   std::vector<GradientSums> sums(static_cast<std::size_t>(p_.samples * channels));
-  std::vector<GradientLine> lines(static_cast<std::size_t>(p_.samples * p_.groups));
+  std::vector<GroupLine> lines(static_cast<std::size_t>(p_.samples * p_.groups));
 
   const auto finish = [&](std::int64_t sample, int) {
     GradientSums* const of_channel = &sums[sample * channels];
@@ -165,7 +168,7 @@ void ChannelsLast<T>::backward(const Backward& b) const {
     }
   };
   two_phases(
-      p_.samples, chunks_, threads_,
+      p_.samples, chunks_, dx ? chunks_ : 0, threads_,
       [&](std::int64_t sample, std::int64_t chunk, int member) {
         fill(constants[member], sample, b.weight, b.bias, b.statistics, nullptr);
         const std::int64_t at = start_of(sample, chunk);
@@ -175,23 +178,23 @@ void ChannelsLast<T>::backward(const Backward& b) const {
       },
       finish,
       [&](std::int64_t sample, std::int64_t chunk, int member) {
-        if (!dx) return;
         fill(constants[member], sample, b.weight, b.bias, b.statistics, lines.data());
         const std::int64_t at = start_of(sample, chunk);
         row_.gradient[act_](x + at, residual ? residual + at : nullptr, dy + at, dx + at,
                             dresidual ? dresidual + at : nullptr, rows_of(chunk), channels,
                             constants[member].affine(), constants[member].slope(), constants[member].offset());
       });
-  if (!b.dweight && !b.dbias) return;
-  for (std::int64_t c = 0; c < channels; ++c) {
-    double dweight = 0, dbias = 0;
-    for (std::int64_t n = 0; n < p_.samples; ++n) {
-      const GradientSums& sum = sums[n * channels + c];
-      dbias += sum.dz;
-      dweight += scale_of(p_, b.statistics.variance[n * p_.groups + c / width_]).rstd * sum.dz_centred;
+  if (!b.dweight) return;
+  std::fill_n(b.dweight, channels, 0.0);
+  std::fill_n(b.dbias, channels, 0.0);
+  for (std::int64_t group = 0; group < p_.samples * p_.groups; ++group) {
+    const double rstd = scale_of(p_, b.statistics.variance[group]).rstd;
+    const std::int64_t first = group % p_.groups * width_;
+    for (std::int64_t c = first; c < first + width_; ++c) {
+      const GradientSums& sum = sums[group / p_.groups * channels + c];
+      b.dbias[c] += sum.dz;
+      b.dweight[c] += rstd * sum.dz_centred;
     }
-    if (b.dweight) b.dweight[c] = dweight;
-    if (b.dbias) b.dbias[c] = dbias;
   }
 }
 

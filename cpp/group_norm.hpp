@@ -70,8 +70,8 @@ struct Backward {
   Statistics statistics;
   void* dx;         // or null where neither it nor dresidual is wanted
   void* dresidual;  // or null; without an activation it would be dy, and must be null
-  double* dweight;  // (channels), or null
-  double* dbias;    // (channels), or null
+  double* dweight;  // (channels); or both null
+  double* dbias;
 };
 
 void forward(const Problem&, const Forward&, const PrimitiveTable&);

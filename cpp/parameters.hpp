@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "group_norm.hpp"
 
@@ -54,6 +55,13 @@ inline Scale scale_of(const Problem& problem, double variance) {
   const double rstd = 1 / (deviation + problem.eps);
   // In a constant filter every x - mean is zero, and with it what the slope multiplies.
   return {rstd, deviation == 0 ? 0 : rstd * rstd / ((m - 1) * deviation)};
+}
+
+// Of every (sample, group): a root and two divisions, which several passes need.
+inline std::vector<Scale> scales_of(const Problem& problem, const Statistics& statistics) {
+  std::vector<Scale> scales(static_cast<std::size_t>(problem.samples * problem.groups));
+  for (std::size_t i = 0; i < scales.size(); ++i) scales[i] = scale_of(problem, statistics.variance[i]);
+  return scales;
 }
 
 }  // namespace batchfree

@@ -16,27 +16,49 @@ namespace batchfree {
 // Longest run of values that one call may add up in float32: above it rounding would grow, so drivers cut chunks.
 inline constexpr std::int64_t kMaxSumLength = 8192;
 
-// z = (x - mean) * scale + shift, for one channel of one sample.
-struct Affine {
-  double mean;
-  double scale;
-  double shift;
+// A rounded mean loses digits (5e-4 at an offset of 1e4). x - rounded is still exact near it, so the loss is a constant
+// that callers fold into `shift` and `offset`, and into the sums that come back.
+
+// z = (x - mean) * scale[c] + shift[c].
+template <class T>
+struct AffineRuns {
+  Compute<T> mean;
+  const Compute<T>* scale;
+  const Compute<T>* shift;
 };
 
-// Per channel: sum of dz, and of dz * (x - mean). With dz = dy * act'(z).
+// dx = dz * scale[c] - (x - mean) * slope - offset, with dz = dy * act'(z).
+template <class T>
+struct GradientLine {
+  Compute<T> slope;
+  Compute<T> offset;
+};
+
+// Per channel: sum of dz, and of dz * (x - mean).
 struct GradientSums {
   double dz = 0;
   double dz_centred = 0;
 };
 
-// dx = dz * affine.scale - (x - mean) * slope - offset.
-struct GradientLine {
-  double slope;
-  double offset;
+// `channels` runs of `count` contiguous values; each starts `stride` values after the one before.
+struct Runs {
+  std::int64_t channels;
+  std::int64_t count;
+  std::int64_t stride;
 };
 
-// The same per channel, for channels-last rows. Means come as the sum of two numbers: `mean` rounded to Compute<T>,
-// with what the rounding lost already folded into `shift` (and `offset`).
+// Channels-first: some neighbouring channels of one group.
+template <class T>
+struct RunPrimitives {
+  Moments (*moments)(const T* x, std::int64_t count);  // of one contiguous run, whatever its channels
+  void (*normalize[kActivationCount])(const T* x, const T* residual, T* y, Runs, AffineRuns<T>);
+  void (*gradient_sums[kActivationCount])(const T* x, const T* residual, const T* dy, Runs, AffineRuns<T>,
+                                          GradientSums* out);
+  void (*gradient[kActivationCount])(const T* x, const T* residual, const T* dy, T* dx, T* dresidual, Runs,
+                                     AffineRuns<T>, GradientLine<T>);
+};
+
+// The same with a mean per channel, for channels-last rows.
 template <class T>
 struct AffineRow {
   const Compute<T>* mean;
@@ -44,18 +66,7 @@ struct AffineRow {
   const Compute<T>* shift;
 };
 
-// `count` contiguous values of one channel (or, for moments, of one group).
-template <class T>
-struct RunPrimitives {
-  Moments (*moments)(const T* x, std::int64_t count);
-  void (*normalize[kActivationCount])(const T* x, const T* residual, T* y, std::int64_t count, Affine);
-  GradientSums (*gradient_sums[kActivationCount])(const T* x, const T* residual, const T* dy, std::int64_t count,
-                                                  Affine);
-  void (*gradient[kActivationCount])(const T* x, const T* residual, const T* dy, T* dx, T* dresidual,
-                                     std::int64_t count, Affine, GradientLine);
-};
-
-// `rows` adjacent rows of `channels` contiguous values each.
+// Channels-last: `rows` adjacent rows of `channels` contiguous values each.
 template <class T>
 struct RowPrimitives {
   // Fills out[groups]; scratch holds 3 * channels values.

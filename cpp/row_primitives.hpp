@@ -4,6 +4,8 @@
 // first-level cache, are loaded and stored once per four rows. How many channels a group has does not matter here.
 #pragma once
 
+#include <algorithm>
+
 #include "activations.hpp"
 #include "primitives.hpp"
 
@@ -66,37 +68,18 @@ struct Rows {
     return result;
   }
 
-  // Two passes, as for runs: a rough mean per group, then per-channel sums of d = x - mean and of d^2.
-  static void moments(const T* x, std::int64_t rows, std::int64_t channels, std::int64_t groups, A* scratch,
-                      Moments* out) {
-    A* const rough = scratch;
-    A* const first = scratch + channels;
-    A* const second = scratch + 2 * channels;
-    const std::int64_t width = channels / groups;
-    const double size = static_cast<double>(rows * width);
-
-    std::memset(first, 0, 2 * static_cast<std::size_t>(channels) * sizeof(A));
-    for_each_block(rows, [&](std::int64_t r, auto together) {
-      const T* row = x + r * channels;
-      for_each(channels, [&](auto take, auto give) {
-        V added = take(row);
-        for (int k = 1; k < together; ++k) added += take(row + k * channels);
-        give(first, take(first) + added);
-      });
-    });
-    for (std::int64_t g = 0; g < groups; ++g) {
-      const A mean = static_cast<A>(sum(first + g * width, width) / size);
-      for (std::int64_t c = 0; c < width; ++c) rough[g * width + c] = mean;
-    }
+  // Per-channel sums of d = x - centre and of d^2 over all rows.
+  static void centred_sums(const T* x, std::int64_t rows, std::int64_t channels, const A* centre, A* first, A* second) {
     std::memset(first, 0, static_cast<std::size_t>(channels) * sizeof(A));
+    std::memset(second, 0, static_cast<std::size_t>(channels) * sizeof(A));
     for_each_block(rows, [&](std::int64_t r, auto together) {
       const T* row = x + r * channels;
       for_each(channels, [&](auto take, auto give) {
-        const V centre = take(rough);
-        V centred = take(row) - centre;
+        const V middle = take(centre);
+        V centred = take(row) - middle;
         V added = centred, squared = centred * centred;
         for (int k = 1; k < together; ++k) {
-          centred = take(row + k * channels) - centre;
+          centred = take(row + k * channels) - middle;
           added += centred;
           squared += centred * centred;
         }
@@ -104,13 +87,42 @@ struct Rows {
         give(second, take(second) + squared);
       });
     });
+  }
+
+  // As for runs: one pass, each group centred on the mean of its first rows; a second one where that was far off.
+  static void moments(const T* x, std::int64_t rows, std::int64_t channels, std::int64_t groups, A* scratch,
+                      Moments* out) {
+    A *const centre = scratch, *const first = scratch + channels, *const second = scratch + 2 * channels;
+    const std::int64_t width = channels / groups;
+    const double size = static_cast<double>(rows * width);
+    const auto put_centre = [&](std::int64_t g, double value) {
+      std::fill_n(centre + g * width, width, static_cast<A>(value));
+    };
+
+    const std::int64_t few = std::min<std::int64_t>(rows, 4);
+    std::memset(centre, 0, static_cast<std::size_t>(channels) * sizeof(A));
+    centred_sums(x, few, channels, centre, first, second);
     for (std::int64_t g = 0; g < groups; ++g) {
-      const double total = sum(first + g * width, width);
-      const double squares = sum(second + g * width, width);
-      out[g] = {size, rough[g * width] + total / size, std::fmax(squares - total * total / size, 0.0)};
-      if (!(std::isfinite(squares) && std::isfinite(out[g].mean))) {
-        out[g] = wide_moments(x + g * width, rows, channels, width);
+      put_centre(g, sum(first + g * width, width) / static_cast<double>(few * width));
+    }
+    for (bool is_last : {false, true}) {
+      bool is_far = false;
+      centred_sums(x, rows, channels, centre, first, second);
+      for (std::int64_t g = 0; g < groups; ++g) {
+        const double step = sum(first + g * width, width) / size;
+        const double squares = sum(second + g * width, width);
+        const double spread = squares / size - step * step;
+        const double mean = centre[g * width] + step;
+        if (!std::isfinite(squares)) {
+          out[g] = wide_moments(x + g * width, rows, channels, width);
+          continue;
+        }
+        out[g] = {size, mean, std::fmax(spread * size, 0.0)};
+        if (is_last || step * step <= 4 * spread) continue;
+        is_far = true;
+        put_centre(g, mean);
       }
+      if (!is_far) break;
     }
   }
 

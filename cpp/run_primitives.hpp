@@ -2,6 +2,9 @@
 // Included only by kernels_<name>.cpp, after activations.hpp.
 #pragma once
 
+#include <algorithm>
+#include <array>
+
 #include "activations.hpp"
 #include "primitives.hpp"
 
@@ -27,51 +30,48 @@ struct Run {
     return result;
   }
 
-  // Two passes, the second in cache: a rough mean, then sums of d = x - mean and d^2. The sum of d mends what the
-  // rounding of the first mean left, so neither an offset nor an outlier costs digits.
-  static Moments moments(const T* x, std::int64_t count) {
-    V sum[4] = {};
-    std::int64_t i = 0;
-    for (; i + 4 * lanes <= count; i += 4 * lanes) {
-      for (int k = 0; k < 4; ++k) sum[k] += load(x + i + k * lanes);
-    }
-    for (; i + lanes <= count; i += lanes) sum[0] += load(x + i);
-    if (i < count) sum[0] += load_first(x + i, count - i);
-    const A rough = static_cast<A>(sum_of_lanes<A>((sum[0] + sum[1]) + (sum[2] + sum[3])) / count);
-
-    const V centre = broadcast(rough);
+  // Sums of d = x - centre and of d^2.
+  static std::array<double, 2> centred_sums(const T* x, std::int64_t count, A centre_value) {
+    const V centre = broadcast(centre_value);
     V first[4] = {}, second[4] = {};
     const auto add = [&](int k, V centred) {
       first[k] += centred;
       second[k] += centred * centred;
     };
-    for (i = 0; i + 4 * lanes <= count; i += 4 * lanes) {
+    std::int64_t i = 0;
+    for (; i + 4 * lanes <= count; i += 4 * lanes) {
       for (int k = 0; k < 4; ++k) add(k, load(x + i + k * lanes) - centre);
     }
     for (; i + lanes <= count; i += lanes) add(0, load(x + i) - centre);
-    if (i < count) add(0, keep_first<A>(load_first(x + i, count - i) - centre, count - i));
-    const double total = sum_of_lanes<A>((first[0] + first[1]) + (first[2] + first[3]));
-    const double squares = sum_of_lanes<A>((second[0] + second[1]) + (second[2] + second[3]));
-
-    const double size = static_cast<double>(count);
-    const Moments result{size, rough + total / size, std::fmax(squares - total * total / size, 0.0)};
-    return std::isfinite(squares) && std::isfinite(result.mean) ? result : wide_moments(x, count);
+    if (i < count) add(1, keep_first<A>(load_first(x + i, count - i) - centre, count - i));
+    return {sum_of_lanes<A>((first[0] + first[1]) + (first[2] + first[3])),
+            sum_of_lanes<A>((second[0] + second[1]) + (second[2] + second[3]))};
   }
 
-  // x - mean is exact when x is near the rounded mean (Sterbenz); what the rounding lost goes into the shift.
-  struct Line {
-    V mean, scale, shift;
-    double mean_rest;
-    explicit Line(const Affine& affine) {
-      const A rounded = static_cast<A>(affine.mean);
-      mean_rest = affine.mean - rounded;
-      mean = broadcast(rounded);
-      scale = broadcast(static_cast<A>(affine.scale));
-      shift = broadcast(static_cast<A>(affine.shift - mean_rest * affine.scale));
+  // One pass, centred on the mean of the first few values. Where that turns out to be more than two deviations from
+  // the mean, digits would cancel: then a second pass, centred on the mean that the first one found.
+  static Moments moments(const T* x, std::int64_t count) {
+    const double size = static_cast<double>(count);
+    const std::int64_t few = std::min<std::int64_t>(count, 32);
+    A centre = static_cast<A>(start_of(x, few) / static_cast<double>(few));
+    for (bool is_last : {false, true}) {
+      const auto [total, squares] = centred_sums(x, count, centre);
+      const double step = total / size;
+      const double spread = squares / size - step * step;
+      if (!std::isfinite(squares)) break;
+      if (is_last || step * step <= 4 * spread) return {size, centre + step, std::fmax(spread * size, 0.0)};
+      centre = static_cast<A>(centre + step);
     }
-    V at(V centred, V residual) const { return centred * scale + shift + residual; }
-    V at(V centred) const { return centred * scale + shift; }
-  };
+    return wide_moments(x, count);
+  }
+
+  static double start_of(const T* x, std::int64_t few) {
+    V sum{};
+    std::int64_t i = 0;
+    for (; i + lanes <= few; i += lanes) sum += load(x + i);
+    if (i < few) sum += load_first(x + i, few - i);
+    return sum_of_lanes<A>(sum);
+  }
 
   // Calls body(take, give) for each vector of [0, count): `take(pointer)` loads and `give(pointer, vector)` stores
   // whole vectors, or the first lanes of the last one, so that a loop body is written once.
@@ -87,78 +87,98 @@ struct Run {
     }
   }
 
-  template <Activation act>
-  static void normalize(const T* x, const T* residual, T* y, std::int64_t count, Affine affine) {
-    const Line line(affine);
-    if (residual) {
-      for_each(count, [&](auto take, auto give) {
-        give(y, Act<act>::template value<A>(line.at(take(x) - line.mean, take(residual))));
-      });
-    } else {
-      for_each(count, [&](auto take, auto give) {
-        give(y, Act<act>::template value<A>(line.at(take(x) - line.mean)));
+  template <Activation act, bool has_residual>
+  static void normalize_runs(const T* x, const T* residual, T* y, Runs runs, AffineRuns<T> affine) {
+    const V mean = broadcast(affine.mean);
+    for (std::int64_t c = 0; c < runs.channels; ++c) {
+      const V scale = broadcast(affine.scale[c]), shift = broadcast(affine.shift[c]);
+      const std::int64_t at = c * runs.stride;
+      for_each(runs.count, [=](auto take, auto give) {
+        V z = (take(x + at) - mean) * scale + shift;
+        if constexpr (has_residual) z += take(residual + at);
+        give(y + at, Act<act>::template value<A>(z));
       });
     }
+  }
+
+  template <Activation act>
+  static void normalize(const T* x, const T* residual, T* y, Runs runs, AffineRuns<T> affine) {
+    if (residual) normalize_runs<act, true>(x, residual, y, runs, affine);
+    else normalize_runs<act, false>(x, residual, y, runs, affine);
   }
 
   template <Activation act, bool has_residual>
-  static GradientSums sums(const T* x, const T* residual, const T* dy, std::int64_t count, const Line& line) {
+  static V upstream(V centred, V skip, V dy, V scale, V shift) {
+    if constexpr (act == Activation::none) return dy;
+    V z = centred * scale + shift;
+    if constexpr (has_residual) z += skip;
+    return Act<act>::template gradient<A>(z, dy);
+  }
+
+  template <Activation act, bool has_residual>
+  static GradientSums sums_of_run(const T* x, const T* residual, const T* dy, std::int64_t count, V mean, V scale,
+                                  V shift) {
     V dz_sum[4] = {}, dz_centred_sum[4] = {};
-    const auto add = [&](int k, V centred, V skip, V upstream) {
-      V dz = upstream;
-      if constexpr (act != Activation::none) {
-        dz = Act<act>::template gradient<A>(has_residual ? line.at(centred, skip) : line.at(centred), upstream);
-      }
+    const auto add = [&](int k, V centred, V skip, V incoming) {
+      const V dz = upstream<act, has_residual>(centred, skip, incoming, scale, shift);
       dz_sum[k] += dz;
       dz_centred_sum[k] += dz * centred;
     };
-    std::int64_t i = 0;
-    const auto whole = [&](int k, std::int64_t at) {
-      add(k, load(x + at) - line.mean, has_residual ? load(residual + at) : V{}, load(dy + at));
+    const auto whole = [&](int k, std::int64_t i) {
+      add(k, load(x + i) - mean, has_residual ? load(residual + i) : V{}, load(dy + i));
     };
+    std::int64_t i = 0;
     for (; i + 4 * lanes <= count; i += 4 * lanes) {
       for (int k = 0; k < 4; ++k) whole(k, i + k * lanes);
     }
-    for (int k = 0; i + lanes <= count; i += lanes, ++k) whole(k, i);
-    if (i < count) {
+    for (; i + lanes <= count; i += lanes) whole(0, i);
+    if (const std::int64_t rest = count - i) {
       // The missing lanes of dy are zero, and so is their dz; x - mean must be finite there.
-      const std::int64_t rest = count - i;
-      add(3, keep_first<A>(load_first(x + i, rest) - line.mean, rest),
-          has_residual ? load_first(residual + i, rest) : V{}, load_first(dy + i, rest));
+      add(1, keep_first<A>(load_first(x + i, rest) - mean, rest), has_residual ? load_first(residual + i, rest) : V{},
+          load_first(dy + i, rest));
     }
-    const double dz = sum_of_lanes<A>((dz_sum[0] + dz_sum[1]) + (dz_sum[2] + dz_sum[3]));
-    const double dz_centred =
-        sum_of_lanes<A>((dz_centred_sum[0] + dz_centred_sum[1]) + (dz_centred_sum[2] + dz_centred_sum[3]));
-    return {dz, dz_centred - line.mean_rest * dz};
+    return {sum_of_lanes<A>((dz_sum[0] + dz_sum[1]) + (dz_sum[2] + dz_sum[3])),
+            sum_of_lanes<A>((dz_centred_sum[0] + dz_centred_sum[1]) + (dz_centred_sum[2] + dz_centred_sum[3]))};
   }
 
   template <Activation act>
-  static GradientSums gradient_sums(const T* x, const T* residual, const T* dy, std::int64_t count, Affine affine) {
-    const Line line(affine);
-    if (act != Activation::none && residual) return sums<act, true>(x, residual, dy, count, line);
-    return sums<act, false>(x, residual, dy, count, line);
+  static void gradient_sums(const T* x, const T* residual, const T* dy, Runs runs, AffineRuns<T> affine,
+                            GradientSums* out) {
+    const auto each = [&](auto sums) {
+      for (std::int64_t c = 0; c < runs.channels; ++c) {
+        const std::int64_t at = c * runs.stride;
+        out[c] = sums(x + at, residual ? residual + at : nullptr, dy + at, runs.count, broadcast(affine.mean),
+                      broadcast(affine.scale[c]), broadcast(affine.shift[c]));
+      }
+    };
+    if (act != Activation::none && residual) each(sums_of_run<act, true>);
+    else each(sums_of_run<act, false>);
+  }
+
+  template <Activation act, bool has_residual>
+  static void gradient_runs(const T* x, const T* residual, const T* dy, T* dx, T* dresidual, Runs runs,
+                            AffineRuns<T> affine, GradientLine<T> line) {
+    const V mean = broadcast(affine.mean), slope = broadcast(line.slope), offset = broadcast(line.offset);
+    for (std::int64_t c = 0; c < runs.channels; ++c) {
+      const V scale = broadcast(affine.scale[c]), shift = broadcast(affine.shift[c]);
+      const std::int64_t at = c * runs.stride;
+      for_each(runs.count, [=](auto take, auto give) {
+        const V centred = take(x + at) - mean;
+        const V dz = upstream<act, has_residual>(centred, has_residual ? take(residual + at) : V{}, take(dy + at),
+                                                 scale, shift);
+        if constexpr (has_residual) {
+          if (dresidual) give(dresidual + at, dz);
+        }
+        give(dx + at, dz * scale - (centred * slope + offset));
+      });
+    }
   }
 
   template <Activation act>
-  static void gradient(const T* x, const T* residual, const T* dy, T* dx, T* dresidual, std::int64_t count,
-                       Affine affine, GradientLine back) {
-    const Line line(affine);
-    const V slope = broadcast(static_cast<A>(back.slope));
-    const V offset = broadcast(static_cast<A>(back.offset - line.mean_rest * back.slope));
-    if (residual && act != Activation::none) {
-      for_each(count, [&](auto take, auto give) {
-        const V centred = take(x) - line.mean;
-        const V dz = Act<act>::template gradient<A>(line.at(centred, take(residual)), take(dy));
-        if (dresidual) give(dresidual, dz);
-        give(dx, dz * line.scale - (centred * slope + offset));
-      });
-    } else {
-      for_each(count, [&](auto take, auto give) {
-        const V centred = take(x) - line.mean;
-        const V dz = Act<act>::template gradient<A>(line.at(centred), take(dy));
-        give(dx, dz * line.scale - (centred * slope + offset));
-      });
-    }
+  static void gradient(const T* x, const T* residual, const T* dy, T* dx, T* dresidual, Runs runs,
+                       AffineRuns<T> affine, GradientLine<T> line) {
+    if (act != Activation::none && residual) gradient_runs<act, true>(x, residual, dy, dx, dresidual, runs, affine, line);
+    else gradient_runs<act, false>(x, residual, dy, dx, dresidual, runs, affine, line);
   }
 };
 

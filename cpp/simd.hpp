@@ -141,6 +141,14 @@ inline void store(T* to, Vec<Compute<T>> vector) {
 
 // ---- the first `count` lanes only (0 < count < lanes); the other lanes read as zero ----
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// `words` ones, then zeros.
+inline __m256i first_words(std::int64_t words) {
+  alignas(64) static constexpr std::int32_t kOnesThenZeros[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kOnesThenZeros + 8 - words));
+}
+#endif
+
 template <class T>
 inline Vec<Compute<T>> load_first(const T* from, std::int64_t count) {
 #if defined(__AVX512F__)
@@ -153,6 +161,13 @@ inline Vec<Compute<T>> load_first(const T* from, std::int64_t count) {
     return widen(bit_cast<U16Half>(_mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), from)), T{});
   }
 #else
+#if defined(__AVX2__)
+  if constexpr (std::is_same_v<T, float>) {
+    return bit_cast<Vec<float>>(_mm256_maskload_ps(from, first_words(count)));
+  } else if constexpr (std::is_same_v<T, double>) {
+    return bit_cast<Vec<double>>(_mm256_maskload_pd(from, first_words(2 * count)));
+  }
+#endif
   T buffer[kLanes<Compute<T>>] = {};
   for (std::int64_t i = 0; i < count; ++i) buffer[i] = from[i];
   return load(buffer);
@@ -171,6 +186,13 @@ inline void store_first(T* to, Vec<Compute<T>> vector, std::int64_t count) {
     _mm256_mask_storeu_epi16(to, static_cast<__mmask16>(mask), bit_cast<__m256i>(narrow(vector, T{})));
   }
 #else
+#if defined(__AVX2__)
+  if constexpr (std::is_same_v<T, float>) {
+    return _mm256_maskstore_ps(to, first_words(count), bit_cast<__m256>(vector));
+  } else if constexpr (std::is_same_v<T, double>) {
+    return _mm256_maskstore_pd(to, first_words(2 * count), bit_cast<__m256d>(vector));
+  }
+#endif
   T buffer[kLanes<Compute<T>>];
   store(buffer, vector);
   for (std::int64_t i = 0; i < count; ++i) to[i] = buffer[i];

@@ -58,8 +58,8 @@ class ChannelsFirst {
   }
 
   void run(const Forward& f, bool measures, bool writes) const;
-  AffineRuns<T> affine(Constants& constants, std::int64_t item, std::int64_t channel, const Parameters& weight,
-                       const Parameters& bias, double mean, double rstd) const;
+  AffineRuns<T> affine(Constants& constants, std::int64_t item, std::int64_t channel, const double* weight,
+                       const double* bias, double mean, double rstd) const;
 
   const Problem& p_;
   const RunPrimitives<T>& run_;
@@ -75,17 +75,18 @@ class ChannelsFirst {
 
 template <class T>
 AffineRuns<T> ChannelsFirst<T>::affine(Constants& constants, std::int64_t item, std::int64_t channel,
-                                       const Parameters& weight, const Parameters& bias, double mean,
+                                       const double* weight, const double* bias, double mean,
                                        double rstd) const {
   if (constants.item != item) {
     constants.item = item;
     constants.mean = static_cast<A>(mean);
     const double mean_rest = mean - constants.mean;  // what rounding lost
     const std::int64_t first = item % p_.groups * width_;
+    A *const scales = constants.scale.data(), *const shifts = constants.shift.data();
     for (std::int64_t c = 0; c < width_; ++c) {
-      const double scale = rstd * parameter(weight, first + c, 1);
-      constants.scale[c] = static_cast<A>(scale);
-      constants.shift[c] = static_cast<A>(parameter(bias, first + c, 0) - mean_rest * scale);
+      const double scale = rstd * weight[first + c];
+      scales[c] = static_cast<A>(scale);
+      shifts[c] = static_cast<A>(bias[first + c] - mean_rest * scale);
     }
   }
   return {constants.mean, constants.scale.data() + channel, constants.shift.data() + channel};
@@ -98,6 +99,7 @@ void ChannelsFirst<T>::run(const Forward& f, bool measures, bool writes) const {
   const std::int64_t chunks = measures ? (values_ + kMomentsChunk - 1) / kMomentsChunk : 0;
   std::vector<Moments> found(static_cast<std::size_t>(items_ * chunks));
   std::vector<Constants> constants(static_cast<std::size_t>(threads_), Constants(width_));
+  const std::vector<double> weight = parameters(f.weight, p_.channels, 1), bias = parameters(f.bias, p_.channels, 0);
 
   two_phases(
       items_, chunks, writes ? parts() : 0, threads_,
@@ -115,7 +117,7 @@ void ChannelsFirst<T>::run(const Forward& f, bool measures, bool writes) const {
       [&](std::int64_t item, std::int64_t index, int member) {
         const Part p = part(item, index);
         run_.normalize[act_](x + p.at, residual ? residual + p.at : nullptr, y + p.at, p.runs,
-                             affine(constants[member], item, p.channel, f.weight, f.bias, f.statistics.mean[item],
+                             affine(constants[member], item, p.channel, weight.data(), bias.data(), f.statistics.mean[item],
                                     scale_of(p_, f.statistics.variance[item]).rstd));
       });
 }
@@ -126,20 +128,10 @@ void ChannelsFirst<T>::backward(const Backward& b) const {
   const T* const residual = static_cast<const T*>(b.residual);
   T *const dx = static_cast<T*>(b.dx), *const dresidual = static_cast<T*>(b.dresidual);
   std::vector<Constants> constants(static_cast<std::size_t>(threads_), Constants(width_));
+  const std::vector<double> weight = parameters(b.weight, p_.channels, 1), bias = parameters(b.bias, p_.channels, 0);
   std::vector<GradientSums> pieces(static_cast<std::size_t>(items_ * width_ * pieces_));  // [item][channel][piece]
   std::vector<GradientLine<T>> lines(static_cast<std::size_t>(items_));
   const std::vector<Scale> scales = scales_of(p_, b.statistics);
-  // Each channel's sums, with what the rounding of the mean took from them; in the place of its first piece.
-  const auto join = [&](std::int64_t item, std::int64_t c) -> GradientSums& {
-    GradientSums* const sums = &pieces[(item * width_ + c) * pieces_];
-    for (std::int64_t piece = 1; piece < pieces_; ++piece) {
-      sums->dz += sums[piece].dz;
-      sums->dz_centred += sums[piece].dz_centred;
-    }
-    const double mean = b.statistics.mean[item];
-    sums->dz_centred -= (mean - static_cast<A>(mean)) * sums->dz;
-    return *sums;
-  };
 
   two_phases(
       items_, parts(), dx ? parts() : 0, threads_,
@@ -147,29 +139,35 @@ void ChannelsFirst<T>::backward(const Backward& b) const {
         const Part p = part(item, index);
         const std::int64_t piece = pieces_ == 1 ? 0 : index % pieces_;
         run_.gradient_sums[act_](x + p.at, residual ? residual + p.at : nullptr, dy + p.at, p.runs,
-                                 affine(constants[member], item, p.channel, b.weight, b.bias, b.statistics.mean[item],
+                                 affine(constants[member], item, p.channel, weight.data(), bias.data(), b.statistics.mean[item],
                                         scales[item].rstd),
                                  &pieces[(item * width_ + p.channel) * pieces_ + piece]);
       },
       [&](std::int64_t item, int) {
-        const std::int64_t first = item % p_.groups * width_;
+        GradientSums* const sums = &pieces[item * width_ * pieces_];
+        const double* const weights = &weight[item % p_.groups * width_];
+        const double mean = b.statistics.mean[item], mean_rest = mean - static_cast<A>(mean);
         double dz = 0, dz_centred = 0;
         for (std::int64_t c = 0; c < width_; ++c) {
-          const GradientSums& sums = join(item, c);
-          const double weight = parameter(b.weight, first + c, 1);
-          dz += weight * sums.dz;
-          dz_centred += weight * sums.dz_centred;
+          GradientSums all = sums[c * pieces_];
+          for (std::int64_t piece = 1; piece < pieces_; ++piece) {
+            all.dz += sums[c * pieces_ + piece].dz;
+            all.dz_centred += sums[c * pieces_ + piece].dz_centred;
+          }
+          all.dz_centred -= mean_rest * all.dz;
+          dz += weights[c] * all.dz;
+          dz_centred += weights[c] * all.dz_centred;
+          sums[c * pieces_] = all;  // a channel's first piece now holds its sum
         }
-        const Scale scale = scales[item];
-        const double mean = b.statistics.mean[item], slope = scale.slope_factor * dz_centred;
-        const double offset = scale.rstd * dz / static_cast<double>(values_) - (mean - static_cast<A>(mean)) * slope;
+        const double slope = scales[item].slope_factor * dz_centred;
+        const double offset = scales[item].rstd * dz / static_cast<double>(values_) - mean_rest * slope;
         lines[item] = {static_cast<A>(slope), static_cast<A>(offset)};
       },
       [&](std::int64_t item, std::int64_t index, int member) {
         const Part p = part(item, index);
         run_.gradient[act_](x + p.at, residual ? residual + p.at : nullptr, dy + p.at, dx + p.at,
                             dresidual ? dresidual + p.at : nullptr, p.runs,
-                            affine(constants[member], item, p.channel, b.weight, b.bias, b.statistics.mean[item],
+                            affine(constants[member], item, p.channel, weight.data(), bias.data(), b.statistics.mean[item],
                                         scales[item].rstd), lines[item]);
       });
   if (!b.dweight) return;

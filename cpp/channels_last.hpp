@@ -64,7 +64,7 @@ class ChannelsLast {
     return (sample * p_.spatial + chunk * rows_) * p_.channels;
   }
   void run(const Forward& f, bool measures, bool writes) const;
-  void fill(Constants& constants, std::int64_t sample, const Parameters& weight, const Parameters& bias,
+  void fill(Constants& constants, std::int64_t sample, const double* weight, const double* bias,
             const Statistics& statistics, const GroupLine* lines) const;
 
   const Problem& p_;
@@ -77,25 +77,26 @@ class ChannelsLast {
 };
 
 template <class T>
-void ChannelsLast<T>::fill(Constants& constants, std::int64_t sample, const Parameters& weight, const Parameters& bias,
+void ChannelsLast<T>::fill(Constants& constants, std::int64_t sample, const double* weight, const double* bias,
                            const Statistics& statistics, const GroupLine* lines) const {
   if (constants.sample == sample && constants.lines == lines) return;
   constants.sample = sample;
   constants.lines = lines;
+  A *const means = constants.mean(), *const scales = constants.scale(), *const shifts = constants.shift();
   for (std::int64_t g = 0; g < p_.groups; ++g) {
-    const std::int64_t group = sample * p_.groups + g;
+    const std::int64_t group = sample * p_.groups + g, first = g * width_;
     const double rstd = scale_of(p_, statistics.variance[group]).rstd;
     const A mean = static_cast<A>(statistics.mean[group]);
     const double mean_rest = statistics.mean[group] - mean;  // what rounding lost
-    for (std::int64_t c = g * width_; c < (g + 1) * width_; ++c) {
-      const double scale = rstd * parameter(weight, c, 1);
-      constants.mean()[c] = mean;
-      constants.scale()[c] = static_cast<A>(scale);
-      constants.shift()[c] = static_cast<A>(parameter(bias, c, 0) - mean_rest * scale);
-      if (!lines) continue;
-      constants.slope()[c] = static_cast<A>(lines[group].slope);
-      constants.offset()[c] = static_cast<A>(lines[group].offset - mean_rest * lines[group].slope);
+    std::fill_n(means + first, width_, mean);
+    for (std::int64_t c = first; c < first + width_; ++c) {
+      const double scale = rstd * weight[c];
+      scales[c] = static_cast<A>(scale);
+      shifts[c] = static_cast<A>(bias[c] - mean_rest * scale);
     }
+    if (!lines) continue;
+    std::fill_n(constants.slope() + first, width_, static_cast<A>(lines[group].slope));
+    std::fill_n(constants.offset() + first, width_, static_cast<A>(lines[group].offset - mean_rest * lines[group].slope));
   }
 }
 
@@ -105,6 +106,7 @@ void ChannelsLast<T>::run(const Forward& f, bool measures, bool writes) const {
   const std::int64_t groups = p_.groups;
   std::vector<Moments> parts(measures ? static_cast<std::size_t>(p_.samples * chunks_ * groups) : 0);
   std::vector<Constants> constants(static_cast<std::size_t>(threads_), Constants(p_.channels));
+  const std::vector<double> weight = parameters(f.weight, p_.channels, 1), bias = parameters(f.bias, p_.channels, 0);
 
   two_phases(
       p_.samples, measures ? chunks_ : 0, writes ? chunks_ : 0, threads_,
@@ -125,7 +127,7 @@ void ChannelsLast<T>::run(const Forward& f, bool measures, bool writes) const {
         }
       },
       [&](std::int64_t sample, std::int64_t chunk, int member) {
-        fill(constants[member], sample, f.weight, f.bias, f.statistics, nullptr);
+        fill(constants[member], sample, weight.data(), bias.data(), f.statistics, nullptr);
         const std::int64_t at = start_of(sample, chunk);
         row_.normalize[act_](x + at, residual ? residual + at : nullptr, static_cast<T*>(f.y) + at, rows_of(chunk),
                              p_.channels, constants[member].affine());
@@ -139,6 +141,7 @@ void ChannelsLast<T>::backward(const Backward& b) const {
   T *const dx = static_cast<T*>(b.dx), *const dresidual = static_cast<T*>(b.dresidual);
   const std::int64_t channels = p_.channels;
   std::vector<Constants> constants(static_cast<std::size_t>(threads_), Constants(channels));
+  const std::vector<double> weight = parameters(b.weight, channels, 1), bias = parameters(b.bias, channels, 0);
   // Per (sample, chunk): dz of every channel, then dz * (x - rounded mean).
   std::vector<A> parts(static_cast<std::size_t>(p_.samples * chunks_ * 2 * channels));
   std::vector<GradientSums> sums(static_cast<std::size_t>(p_.samples * channels));
@@ -160,9 +163,8 @@ void ChannelsLast<T>::backward(const Backward& b) const {
       double dz = 0, dz_centred = 0;
       for (std::int64_t c = g * width_; c < (g + 1) * width_; ++c) {
         of_channel[c].dz_centred -= mean_rest * of_channel[c].dz;
-        const double weight = parameter(b.weight, c, 1);
-        dz += weight * of_channel[c].dz;
-        dz_centred += weight * of_channel[c].dz_centred;
+        dz += weight[c] * of_channel[c].dz;
+        dz_centred += weight[c] * of_channel[c].dz_centred;
       }
       lines[group] = {scale.slope_factor * dz_centred, scale.rstd * dz / static_cast<double>(p_.values_per_group())};
     }
@@ -170,7 +172,7 @@ void ChannelsLast<T>::backward(const Backward& b) const {
   two_phases(
       p_.samples, chunks_, dx ? chunks_ : 0, threads_,
       [&](std::int64_t sample, std::int64_t chunk, int member) {
-        fill(constants[member], sample, b.weight, b.bias, b.statistics, nullptr);
+        fill(constants[member], sample, weight.data(), bias.data(), b.statistics, nullptr);
         const std::int64_t at = start_of(sample, chunk);
         A* const part = &parts[(sample * chunks_ + chunk) * 2 * channels];
         row_.gradient_sums[act_](x + at, residual ? residual + at : nullptr, dy + at, rows_of(chunk), channels,
@@ -178,7 +180,7 @@ void ChannelsLast<T>::backward(const Backward& b) const {
       },
       finish,
       [&](std::int64_t sample, std::int64_t chunk, int member) {
-        fill(constants[member], sample, b.weight, b.bias, b.statistics, lines.data());
+        fill(constants[member], sample, weight.data(), bias.data(), b.statistics, lines.data());
         const std::int64_t at = start_of(sample, chunk);
         row_.gradient[act_](x + at, residual ? residual + at : nullptr, dy + at, dx + at,
                             dresidual ? dresidual + at : nullptr, rows_of(chunk), channels,

@@ -38,6 +38,13 @@ inline double parameter(const Parameters& parameters, std::int64_t c, double oth
   return otherwise;
 }
 
+// All of them as double, so that loops over channels need not ask for the type each time.
+inline std::vector<double> parameters(const Parameters& stored, std::int64_t channels, double otherwise) {
+  std::vector<double> values(static_cast<std::size_t>(channels));
+  for (std::int64_t c = 0; c < channels; ++c) values[c] = parameter(stored, c, otherwise);
+  return values;
+}
+
 // rstd divides a centred value. slope_factor: with dz's sums weighted over a group's channels,
 // dx = rstd * weight * dz - rstd * sum(weight * dz) / m - (x - mean) * slope_factor * sum(weight * dz * (x - mean)).
 struct Scale {

@@ -1,7 +1,7 @@
 // Inner loops over rows of channels: channels-last tensors. Included only by kernels_<name>.cpp, after activations.hpp.
 //
-// Whole rows are read in memory order, four at a time, so that the per-channel constants and sums, which live in the
-// first-level cache, are loaded and stored once per four rows. How many channels a group has does not matter here.
+// Whole rows are read in memory order, some at a time, so that the per-channel constants and sums, which live in the
+// first-level cache, are loaded and stored once for all of them. How many channels a group has does not matter here.
 #pragma once
 
 #include <algorithm>
@@ -19,24 +19,43 @@ struct Rows {
   static constexpr std::int64_t lanes = kLanes<A>;
   static constexpr int kTogether = 4;
 
-  // Calls body(take, give, take_constant, give_constant) for each vector of [0, channels).
+  struct TakeWhole {
+    std::int64_t c;
+    template <class E>
+    V operator()(const E* p) const { return load(p + c); }
+    template <class E>
+    const E* at(const E* p) const { return p + c; }
+  };
+  struct TakeFirst {
+    std::int64_t c, rest;
+    template <class E>
+    V operator()(const E* p) const { return load_first(p + c, rest); }
+    template <class E>
+    const E* at(const E* p) const { return p + c; }
+  };
+
+  // Calls body(take, give) for each vector of [0, channels).
   template <class Body>
   static void for_each(std::int64_t channels, Body&& body) {
     std::int64_t c = 0;
-    for (; c + lanes <= channels; c += lanes) {
-      body([c](const auto* p) { return load(p + c); }, [c](auto* p, V v) { store(p + c, v); });
-    }
+    for (; c + lanes <= channels; c += lanes) body(TakeWhole{c}, [c](auto* p, V v) { store(p + c, v); });
     if (const std::int64_t rest = channels - c) {
-      body([c, rest](const auto* p) { return load_first(p + c, rest); },
-           [c, rest](auto* p, V v) { store_first(p + c, v, rest); });
+      body(TakeFirst{c, rest}, [c, rest](auto* p, V v) { store_first(p + c, v, rest); });
     }
   }
 
+  // Asks for the rows of the next block: four short streams are too little for the hardware to foresee. Reaching past
+  // the end does no harm.
+  template <class Take>
+  static void prefetch_next(Take take, const T* row, std::int64_t channels) {
+    for (int k = kTogether; k < 2 * kTogether; ++k) __builtin_prefetch(take.at(row + k * channels), 0, 2);
+  }
+
   // Calls block(first_row, std::integral_constant<int, rows>) so that the row count is known to the compiler.
-  template <class Block>
+  template <int together = kTogether, class Block>
   static void for_each_block(std::int64_t rows, Block&& block) {
     std::int64_t r = 0;
-    for (; r + kTogether <= rows; r += kTogether) block(r, std::integral_constant<int, kTogether>{});
+    for (; r + together <= rows; r += together) block(r, std::integral_constant<int, together>{});
     for (; r < rows; ++r) block(r, std::integral_constant<int, 1>{});
   }
 
@@ -76,6 +95,7 @@ struct Rows {
       const T* row = x + r * channels;
       for_each(channels, [&](auto take, auto give) {
         const V middle = take(centre);
+        prefetch_next(take, row, channels);
         V centred = take(row) - middle;
         V added = centred, squared = centred * centred;
         for (int k = 1; k < together; ++k) {
@@ -129,7 +149,8 @@ struct Rows {
   template <Activation act>
   static void normalize(const T* x, const T* residual, T* y, std::int64_t rows, std::int64_t channels,
                         AffineRow<T> affine) {
-    for_each_block(rows, [&](std::int64_t r, auto together) {
+    // Two at a time: four rows read and four written would crowd one set of the first-level cache.
+    for_each_block<2>(rows, [&](std::int64_t r, auto together) {
       const std::int64_t at = r * channels;
       for_each(channels, [&](auto take, auto give) {
         const V mean = take(affine.mean), scale = take(affine.scale), shift = take(affine.shift);
@@ -165,6 +186,8 @@ struct Rows {
       for_each(channels, [&](auto take, auto give) {
         const V mean = take(affine.mean), scale = take(affine.scale), shift = take(affine.shift);
         V added = take(dz_sum), added_centred = take(dz_centred_sum);
+        prefetch_next(take, x + r * channels, channels);
+        prefetch_next(take, dy + r * channels, channels);
         for (int k = 0; k < together; ++k) {
           const std::int64_t row = (r + k) * channels;
           V centred;

@@ -85,7 +85,7 @@ class CellConfig(Record):
     data_fingerprint: str  # SHA-256 of the images and labels this cell sees
     model: str
     norm: Norm
-    norm_batch: int | None
+    norm_batch: int | None = None
     sgd_batch: int
     groups: int | Literal["auto"]
     protocol: Protocol
@@ -98,11 +98,13 @@ class CellConfig(Record):
     image_size: int | None = None  # side in pixels; only a folder of images is resized
     seed: int
     threads: int
+    data_dir: str | None = None  # where the files of a named data set lie; not part of what the cell is
 
     @property
     def cell_id(self) -> str:
         """Folder name: what the cell is, in short, and the hash of its whole configuration."""
-        digest = hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:10]
+        identity = self.model_dump_json(exclude={"data_dir"})
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
         batch = "" if self.norm_batch is None else f"-n{self.norm_batch}"
         return f"{self.norm.replace('+', '-')}{batch}-s{self.seed}-{digest}"
 

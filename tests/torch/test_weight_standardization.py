@@ -81,6 +81,22 @@ def test_folding_a_network_leaves_it_alone_and_reaches_every_convolution() -> No
     assert folded[0].weight is not network[0].weight
 
 
+@pytest.mark.parametrize(("ws_class", "plain_class"), DIMENSIONS)
+def test_from_conv_shares_parameters_and_undoes_fold(ws_class: Any, plain_class: Any) -> None:
+    plain = plain_class(4, 6, 3, padding=1, groups=2)
+    plain.register_forward_hook(lambda *_: None)
+    conv = ws_class.from_conv(plain, variant="qiao")
+    assert conv.weight is plain.weight
+    assert conv.variant == "qiao"
+    assert len(conv._forward_hooks) == 1
+    expected = ws_class(4, 6, 3, padding=1, groups=2, variant="qiao")
+    expected.load_state_dict(plain.state_dict())
+    x = tensor(2, 4, *(5,) * (plain.weight.dim() - 2))
+    assert torch.equal(conv(x), expected(x))
+    with pytest.raises(ArgumentError, match="no subclass"):
+        ws_class.from_conv(conv)
+
+
 def test_gradient_flows_to_the_raw_weight() -> None:
     conv = WSConv2d(3, 4, 3, bias=False)
     y = conv(tensor(2, 3, 8, 8))

@@ -47,6 +47,9 @@ def standardize_weight(weight: Tensor, variant: Variant = "bit", eps: float | No
     return _formula.standardize_weight(weight, variant, eps)
 
 
+WSConvT = TypeVar("WSConvT", bound="_WSConv")
+
+
 class _WSConv(nn.modules.conv._ConvNd):
     """What the three convolutions share: the variant, its eps, and the plain layer that computes the same."""
 
@@ -58,6 +61,27 @@ class _WSConv(nn.modules.conv._ConvNd):
         self.eps = _check_variant(variant, eps)
         self.variant = variant
         _check_fan_in(math.prod(self.weight.shape[1:]), tuple(self.weight.shape))
+
+    @classmethod
+    def from_conv(cls: type[WSConvT], conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, *, variant: Variant = "bit") -> WSConvT:
+        """A layer like `conv`, parameters, hooks and training flag shared with it, with standardised filters.
+
+        Args:
+            conv: the plain convolution of as many dimensions, and no subclass, which has a forward of its own.
+            variant: see `standardize_weight`.
+
+        Raises:
+            ArgumentError: `conv` is of another type, or has a fan-in of 1.
+        """
+        if type(conv) is not cls.plain:
+            raise ArgumentError(
+                f"{cls.__name__}.from_conv was given a {type(conv).__name__}. It takes a {cls.plain.__name__} and no "
+                f"subclass, whose own forward would be lost. Build the {cls.__name__} by hand instead."
+            )
+        standardized = cls.__new__(cls)
+        standardized.__dict__ = dict(conv.__dict__)
+        standardized._standardize_with(variant, None)
+        return standardized
 
     def standardized_weight(self) -> Tensor:
         """The filters as the convolution uses them, with the shape of `weight`."""

@@ -1,0 +1,12 @@
+"""Networks built with Batch Norm, without the batch.
+
+from batchfree.convert import convert
+"""
+
+from batchfree.errors import require as _require
+
+_require("torch", "torch")
+
+from batchfree.convert._convert import Affine, Norm, convert  # noqa: E402 (after the check for torch)
+
+__all__ = ["Affine", "Norm", "convert"]

@@ -1,0 +1,104 @@
+"""Batch Norm with statistics over fewer images than the batch has.
+
+One pass over a batch with `GhostBatchNorm2d` is the same as micro-batches of `norm_batch` images with plain Batch Norm
+whose gradients are averaged, running statistics included, and takes a fraction of the time at norm batch 1.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from batchfree.errors import StudyError
+
+__all__ = ["GhostBatchNorm2d", "with_norm_batch"]
+
+
+class GhostBatchNorm2d(nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d` that takes each `norm_batch` neighbouring images as a batch of their own.
+
+    In evaluation mode it is plain Batch Norm. Named after Hoffer et al. 2017 (arXiv 1705.08741), Algorithm 1; here the
+    running statistics are those of plain Batch Norm after one micro-batch after the other.
+    """
+
+    norm_batch: int
+
+    @classmethod
+    def from_batch_norm(cls, norm: nn.BatchNorm2d, norm_batch: int) -> GhostBatchNorm2d:
+        """A layer like `norm`, parameters and running statistics shared with it."""
+        ghost = cls.__new__(cls)
+        ghost.__dict__ = dict(norm.__dict__)
+        ghost.norm_batch = norm_batch
+        return ghost
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalises `input` (n, c, h, w); in training n is a multiple of `norm_batch`."""
+        if not self.training:
+            return super().forward(input)
+        images, channels, *spatial = input.shape
+        count = images // self.norm_batch
+        # Each part's channels become channels of their own, (norm_batch, count * c, h, w), so that torch's own kernel
+        # computes every part's statistics at once. Momentum 1 makes it hand them out.
+        parts = input.reshape(count, self.norm_batch, channels, *spatial)
+        side_by_side = parts.transpose(0, 1).flatten(1, 2)
+        means, variances = (input.new_zeros(count * channels) for _ in range(2))
+        weight, bias = self.weight.repeat(count), self.bias.repeat(count)
+        output = F.batch_norm(side_by_side, means, variances, weight, bias, training=True, momentum=1.0, eps=self.eps)
+        self._update_running(means.view(count, channels), variances.view(count, channels))
+        return output.reshape(self.norm_batch, count, channels, *spatial).transpose(0, 1).flatten(0, 1)
+
+    @torch.no_grad()
+    def _update_running(self, means: Tensor, variances: Tensor) -> None:
+        """As `count` updates one after the other: part i keeps momentum * (1 - momentum)^(count - 1 - i)."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        count = len(means)
+        kept = (1 - self.momentum) ** torch.arange(count - 1, -1, -1, dtype=torch.float64)
+        weights = (self.momentum * kept).to(means.dtype)
+        for running, parts in ((self.running_mean, means), (self.running_var, variances)):
+            running.mul_((1 - self.momentum) ** count).add_(weights @ parts)
+        self.num_batches_tracked.add_(count)
+
+
+def with_norm_batch(model: nn.Module, norm_batch: int, example: Tensor) -> nn.Module:
+    """A copy of `model` whose every BatchNorm2d takes its statistics over `norm_batch` images.
+
+    Args:
+        example: images (n, channels, height, width) of the size that training uses.
+
+    Raises:
+        StudyError: some norm would see one value per channel, whose variance does not exist.
+    """
+    ghosted = copy.deepcopy(model)
+    for name, elements in _map_sizes(model, example).items():
+        if norm_batch * elements == 1:
+            raise StudyError(
+                f"Batch Norm at norm batch 1 was asked for, and its layer {name} sees a map of 1x1 for images of "
+                f"{example.shape[2]}x{example.shape[3]}: one value per channel has no variance. A norm batch of at "
+                f"least 2, or larger images, are needed. Leave 1 out of --norm-batch, or bn out of --norms."
+            )
+    for parent in list(ghosted.modules()):
+        for name, child in list(parent._modules.items()):
+            if isinstance(child, nn.BatchNorm2d):
+                parent._modules[name] = GhostBatchNorm2d.from_batch_norm(child, norm_batch)
+    return ghosted
+
+
+def _map_sizes(model: nn.Module, example: Tensor) -> dict[str, int]:
+    """Spatial elements of what reaches each norm of the model."""
+    probe = copy.deepcopy(model).eval()
+    sizes: dict[str, int] = {}
+    for name, module in probe.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_pre_hook(
+                lambda _module, inputs, name=name: sizes.__setitem__(name, math.prod(inputs[0].shape[2:]))
+            )
+    with torch.no_grad():
+        probe(example)
+    return sizes

@@ -1,0 +1,116 @@
+"""A folder of class folders, read whole into memory at one size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from batchfree.errors import DataError
+
+__all__ = ["read_image_folder"]
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+VALIDATION_FOLDERS = ("val", "validation", "valid", "test")
+#: Without a validation folder, every fifth image of a class, by name, is one.
+VALIDATION_EVERY = 5
+
+Files = list[tuple[Path, int]]
+
+
+def read_image_folder(
+    folder: Path, image_size: int
+) -> tuple[tuple[npt.NDArray[np.uint8], ...], tuple[npt.NDArray[np.int64], ...], tuple[str, ...]]:
+    """((training, validation) images, (training, validation) labels, class names).
+
+    Args:
+        folder: `<class>/<image>`, or `train/<class>/<image>` with `val/`, `validation/`, `valid/` or `test/` beside it.
+        image_size: shorter side after resizing, and side of the square cut from the middle, in pixels.
+
+    Returns:
+        Images as (n, 3, image_size, image_size) unsigned bytes.
+
+    Raises:
+        DataError: no such folder, fewer than two classes, a class without enough images, or an unreadable image.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder. A folder of class folders is needed. Check the path.")
+    training = folder / "train"
+    if training.is_dir():
+        validation = next((folder / name for name in VALIDATION_FOLDERS if (folder / name).is_dir()), None)
+        if validation is None:
+            raise DataError(
+                f"{folder} has train/ but none of {', '.join(name + '/' for name in VALIDATION_FOLDERS)} beside it. "
+                f"Either both are there, or neither. Add one, or pass {training}."
+            )
+        classes = _class_names(training)
+        if (others := _class_names(validation)) != classes:
+            odd = sorted(set(classes) ^ set(others))
+            raise DataError(
+                f"{training} and {validation} do not have the same class folders: {', '.join(odd)} are in one only. "
+                f"Both need the same classes. Add or remove these."
+            )
+        parts = (_files(training, classes), _files(validation, classes))
+    else:
+        classes = _class_names(folder)
+        parts = _split(_files(folder, classes), classes)
+    images = tuple(_read(files, image_size) for files in parts)
+    labels = tuple(np.array([label for _, label in files], np.int64) for files in parts)
+    return images, labels, tuple(classes)
+
+
+def _class_names(folder: Path) -> list[str]:
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if len(names) < 2:
+        found = f"one class folder ({names[0]})" if names else "no class folder"
+        raise DataError(
+            f"{folder} holds {found}. At least two are needed: <class>/<image>, the folder's name is the class. "
+            f"Pass the folder above the class folders."
+        )
+    return names
+
+
+def _files(folder: Path, classes: list[str]) -> Files:
+    files: Files = []
+    for label, name in enumerate(classes):
+        found = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in SUFFIXES)
+        if not found:
+            raise DataError(
+                f"{folder / name} holds no image. Each class needs some, ending in {', '.join(sorted(SUFFIXES))}. "
+                f"Add images or remove the folder."
+            )
+        files += [(path, label) for path in found]
+    return files
+
+
+def _split(files: Files, classes: list[str]) -> tuple[Files, Files]:
+    training: Files = []
+    validation: Files = []
+    for label, name in enumerate(classes):
+        of_class = [file for file in files if file[1] == label]
+        if len(of_class) < 2:
+            raise DataError(
+                f"class {name} has one image ({of_class[0][0]}). It needs at least 2, one to train and one to "
+                f"validate. Add images, or make train/ and val/ folders."
+            )
+        held_out = of_class[VALIDATION_EVERY - 1 :: VALIDATION_EVERY] or of_class[-1:]
+        validation += held_out
+        training += [file for file in of_class if file not in held_out]
+    return training, validation
+
+
+def _read(files: Files, image_size: int) -> npt.NDArray[np.uint8]:
+    images = np.empty((len(files), 3, image_size, image_size), np.uint8)
+    for index, (path, _) in enumerate(files):
+        try:
+            # Decoded by content, not by name: PNG and GIF files named .jpg are common in published sets.
+            with Image.open(path) as image:
+                fitted = ImageOps.fit(image.convert("RGB"), (image_size, image_size), Image.Resampling.BILINEAR)
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            raise DataError(
+                f"{path} cannot be read as an image: {error}. Every image must decode whole. Repair or remove it."
+            ) from error
+        images[index] = np.asarray(fitted).transpose(2, 0, 1)
+    return images

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["activate", "group_norm", "standardize_weight"]
+__all__ = ["activate", "apply", "group_norm", "standardize_weight"]
 
 
 def group_norm(
@@ -24,6 +24,41 @@ def group_norm(
     if residual is not None:
         output = output + residual
     return activate(output, activation)
+
+
+def apply(
+    input: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+) -> Tensor:
+    """act((input - mean) * rstd * weight + bias [+ residual]) with statistics (N, G) in float64."""
+    samples, groups = mean.shape
+    channels = input.shape[1]
+    compute = torch.promote_types(input.dtype, torch.float32)
+
+    def per_channel(values: Tensor) -> Tensor:  # (N, G) as (N, C)
+        return values[:, :, None].expand(samples, groups, channels // groups).reshape(samples, channels)
+
+    def per_element(values: Tensor) -> Tensor:
+        return values.to(compute).reshape(samples, channels, *(1,) * (input.dim() - 2))
+
+    scale = per_channel((variance + eps).rsqrt())
+    if weight is not None:
+        scale = scale * weight
+    # input - rounded is exact near the mean; what the rounding lost goes into the shift.
+    rounded = mean.to(compute)
+    shift = -per_channel(mean - rounded) * scale
+    if bias is not None:
+        shift = shift + bias
+    output = (input - per_element(per_channel(rounded))) * per_element(scale) + per_element(shift)
+    if residual is not None:
+        output = output + residual
+    return activate(output, activation).to(input.dtype)
 
 
 def activate(x: Tensor, activation: str | None) -> Tensor:

@@ -53,14 +53,9 @@ def group_norm(
     >>> group_norm(x, 4, torch.ones(64), torch.zeros(64), activation="relu").shape
     torch.Size([2, 64, 8, 8])
     """
-    _check_input(input, eps, residual)
-    num_channels, *spatial = input.shape[1:]
-    if num_groups < 1 or num_channels % num_groups or num_channels == num_groups:
-        resolve_num_groups(num_channels, num_groups)
-        check_values_per_group(num_channels, num_groups, spatial)
-    _check_parameters(input, weight, bias)
-    if activation is not None:
-        _check_activation(activation)
+    check_arguments(input, num_groups, weight, bias, eps, activation, residual)
+    if input.shape[1] == num_groups:  # else every group has several channels
+        check_values_per_group(num_groups, num_groups, input.shape[2:])
     if _kernel.is_plain_eager() and _kernel.serves(input) and (residual is None or _kernel.agrees(residual, input)):
         return _kernel.group_norm(input, num_groups, weight, bias, eps, activation, residual)
     return _formula.group_norm(input, num_groups, weight, bias, eps, activation, residual)
@@ -138,6 +133,25 @@ class GroupNorm(nn.GroupNorm):
         """What `print` shows between the parentheses."""
         shown = super().extra_repr()
         return shown if self.activation is None else f"{shown}, activation={self.activation!r}"
+
+
+def check_arguments(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> None:
+    """Refuses what the operators cannot work on, before any work."""
+    _check_input(input, eps, residual)
+    num_channels = input.shape[1]
+    if num_groups < 1 or num_channels % num_groups:
+        resolve_num_groups(num_channels, num_groups)
+    _check_parameters(input, weight, bias)
+    if activation is not None:
+        _check_activation(activation)
 
 
 def _check_input(input: Tensor, eps: float, residual: Tensor | None) -> None:

@@ -14,7 +14,16 @@ from torch.autograd import forward_ad
 from batchfree import _core
 from batchfree.torch import _formula
 
-__all__ = ["agrees", "group_norm", "is_plain_eager", "reasons_against", "serves", "standardize_weight"]
+__all__ = [
+    "agrees",
+    "apply",
+    "group_norm",
+    "is_plain_eager",
+    "moments",
+    "reasons_against",
+    "serves",
+    "standardize_weight",
+]
 
 # The numbers are those of the enumerations in cpp/element_types.hpp.
 _ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -199,6 +208,45 @@ def _differentiable_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | No
         for i, gradient in zip(wanted, found, strict=True):
             gradients[i] = gradient
     return tuple(gradients)
+
+
+def moments(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance (N, G) in float64. `serves(x)`."""
+    x, is_channels_last = _dense(x)
+    problem = _problem(x, num_groups, is_channels_last, None, 1.0)  # eps plays no part
+    found = torch.empty(2, x.shape[0], num_groups, dtype=torch.float64)
+    _core.moments(problem, x.data_ptr(), 0, 0, 0, 0, 0, found.data_ptr())
+    return found[0], found[1]
+
+
+def apply(
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+) -> Tensor:
+    """act((x - mean) * rstd * weight + bias [+ residual]) by the kernels, without gradients. `serves(x)`."""
+    x, is_channels_last = _dense(x)
+    problem = _problem(x, mean.shape[1], is_channels_last, activation, eps)
+    statistics = torch.stack([mean.double(), variance.double()])
+    output = torch.empty_like(x)
+    weight_address, bias_address, element = _parameters(weight, bias)
+    skip = None if residual is None else _like(residual, is_channels_last)
+    _core.apply(
+        problem,
+        x.data_ptr(),
+        weight_address,
+        bias_address,
+        element,
+        0 if skip is None else skip.data_ptr(),
+        output.data_ptr(),
+        statistics.data_ptr(),
+    )
+    return output
 
 
 def standardize_weight(weight: Tensor, variant: str, eps: float) -> Tensor:

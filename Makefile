@@ -6,13 +6,17 @@ BIN := $(VENV)/bin
 PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 BUILD_FILES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard cpp/*)
 
-.PHONY: study test lint types format clean
+.PHONY: study test bench lint types format clean
 
 study: $(VENV)/study.stamp
 	$(BIN)/batchfree study norm-batch --out runs/norm-batch
 
 test: lint types
 	$(BIN)/python -m pytest
+
+# With nothing else running: every shape, ours against torch's operators, in some minutes.
+bench: $(VENV)/dev.stamp
+	$(BIN)/python -m benchmarks --json benchmarks.json
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.distributed.nn.functional import all_reduce
+from torch.multiprocessing.spawn import spawn
 
 from batchfree import reference
 from batchfree.errors import ArgumentError
@@ -112,7 +112,7 @@ def run_rank(rank: int, store: str, results: str) -> None:
 
 
 def test_two_ranks_with_half_of_the_rows_each_equal_one(tmp_path: Path) -> None:
-    mp.spawn(run_rank, args=(str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    spawn(run_rank, args=(str(tmp_path / "store"), str(tmp_path)), nprocs=2)
     halves = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     x, upstream, weight = tensor(2, 8, 6, 5), tensor(2, 8, 6, 5, seed=1), tensor(8, seed=2)
     expected = reference.group_norm_backward(upstream.numpy(), x.numpy(), 4, weight.numpy(), activation="relu")

@@ -6,7 +6,9 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <string>
+#include <vector>
 
 #include "group_norm.hpp"
 #include "instruction_sets.hpp"
@@ -77,22 +79,34 @@ void run_forward(const Call& call, Address x, Address weight, Address bias, int 
        *call.kernels);
 }
 
+// Rounds to float32 unless the parameters are float64; a 16-bit parameter's gradient is torch's to round.
+void store(Address to, const double* values, std::int64_t count, ElementType parameter) {
+  if (!to) return;
+  if (parameter == ElementType::float64) std::copy_n(values, count, pointer<double>(to));
+  else std::transform(values, values + count, pointer<float>(to), [](double v) { return static_cast<float>(v); });
+}
+
 void run_backward(const Call& call, Address dy, Address x, Address weight, Address bias, int parameter_element,
-                  Address residual, Address moments, Address dx, Address dresidual, Address sums) {
+                  Address residual, Address moments, Address dx, Address dresidual, Address dweight, Address dbias) {
   const Problem& p = call.problem;
   const ElementType element = static_cast<ElementType>(parameter_element);
-  double* const dweight = pointer<double>(sums);
   const nb::gil_scoped_release release;
+  std::vector<double> sums(dweight || dbias ? static_cast<std::size_t>(2 * p.channels) : 0);
+  double* const of_weight = sums.empty() ? nullptr : sums.data();
+  double* const of_bias = sums.empty() ? nullptr : of_weight + p.channels;
   backward(p, {pointer(dy), pointer(x), {pointer(weight), element}, {pointer(bias), element}, pointer(residual),
-               statistics(p, moments), pointer(dx), pointer(dresidual), dweight,
-               dweight ? dweight + p.channels : nullptr},
+               statistics(p, moments), pointer(dx), pointer(dresidual), of_weight, of_bias},
            *call.kernels);
+  store(dweight, of_weight, p.channels, element);
+  store(dbias, of_bias, p.channels, element);
 }
 
 }  // namespace
 
 NB_MODULE(_core, m) {
   m.doc() = "The compiled core of batchfree.";
+  // An autograd graph that outlives the interpreter holds a Problem, and that is nobody's mistake.
+  nb::set_leak_warnings(false);
   m.def("instruction_sets", &instruction_sets,
         "Names of the instruction sets this machine can run, narrowest first; 'baseline' is always there.");
   m.def("instruction_set", &instruction_set,
@@ -110,5 +124,5 @@ NB_MODULE(_core, m) {
   m.def("forward", &run_forward<forward>, steps);
   m.def("moments", &run_forward<moments>, steps);
   m.def("apply", &run_forward<apply>, steps);
-  m.def("backward", &run_backward, "As forward; sums: (2, channels) doubles, those of weight first.");
+  m.def("backward", &run_backward, "As forward; dweight, dbias: float32, or float64 where the parameters are.");
 }

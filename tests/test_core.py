@@ -90,11 +90,11 @@ class Kernel:
         _core.forward(problem, at(stored), at(w), at(b), element, at(skip), at(y), at(moments))
         result = {"y": self.read(y)}
         if dy is not None:
-            upstream, dx, sums = self.stored(dy), self.nan_like(stored), np.full((2, x.shape[1]), np.nan)
+            upstream, dx, sums = self.stored(dy), self.nan_like(stored), np.full((2, x.shape[1]), np.nan, parameter)
             through = self.nan_like(stored) if residual is not None and activation else None
             _core.backward(
                 problem, at(upstream), at(stored), at(w), at(b), element, at(skip), at(moments), at(dx), at(through),
-                at(sums),
+                at(sums[0]), at(sums[1]),
             )  # fmt: skip
             result |= {"input": self.read(dx), "weight": sums[0], "bias": sums[1]}
             if through is not None:

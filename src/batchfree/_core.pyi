@@ -63,6 +63,7 @@ def backward(
     moments: int,
     dx: int,
     dresidual: int,
-    sums: int,
+    dweight: int,
+    dbias: int,
     /,
 ) -> None: ...

@@ -304,27 +304,28 @@ def test_torchs_own_samples_pass() -> None:
     from torch.testing._internal.common_methods_invocations import op_db
     from torch.testing._internal.common_modules import module_db
 
+    ours: Any = group_norm  # the samples are typed as anything
+    theirs: Any = nn.functional.group_norm
     (operator,) = (info for info in op_db if info.name == "nn.functional.group_norm")
     for sample in operator.sample_inputs("cpu", torch.float32, requires_grad=True):
         parameters: dict[str, Any] = {"weight": None, "bias": None, **sample.kwargs}
         if parameters.get("eps", 1e-5) <= 0:  # torch samples one negative eps; we refuse it
             with pytest.raises(ArgumentError):
-                group_norm(sample.input, *sample.args, **parameters)
+                ours(sample.input, *sample.args, **parameters)
             continue
         with torch.no_grad():
-            expected = nn.functional.group_norm(
+            expected = theirs(
                 sample.input.double(),
                 sample.args[0],
                 **{name: value.double() if isinstance(value, Tensor) else value for name, value in parameters.items()},
             )
-        ours: Any = group_norm  # the samples are typed as anything
         assert_close(ours(sample.input, *sample.args, **parameters), expected.numpy())
     (module,) = (info for info in module_db if info.module_cls is nn.GroupNorm)
     samples = module.module_inputs_func(module, "cpu", torch.float32, requires_grad=True, training=True)
     for sample in samples:
         settings_ = sample.constructor_input
         layer_ = GroupNorm(*settings_.args, **settings_.kwargs)
-        theirs = nn.GroupNorm(*settings_.args, **settings_.kwargs)
-        theirs.load_state_dict(layer_.state_dict())
+        plain = nn.GroupNorm(*settings_.args, **settings_.kwargs)
+        plain.load_state_dict(layer_.state_dict())
         x = sample.forward_input.args[0]
-        assert_close(layer_(x), theirs.double()(x.double()).detach().numpy())
+        assert_close(layer_(x), plain.double()(x.double()).detach().numpy())

@@ -170,7 +170,8 @@ class _GroupNorm(torch.autograd.Function):
         through = wants_residual and activation is not None
         grad_input = torch.empty_like(x) if wants_input or through else None
         grad_residual = torch.empty_like(x) if through else None
-        sums = torch.empty(2, x.shape[1], dtype=torch.float64) if wants_weight or wants_bias else None
+        grad_weight = _room_for_gradient(weight) if wants_weight else None
+        grad_bias = _room_for_gradient(bias) if wants_bias else None
         weight_address, bias_address, element = _parameters(weight, bias)
         _core.backward(
             problem,
@@ -183,15 +184,22 @@ class _GroupNorm(torch.autograd.Function):
             moments.data_ptr(),
             0 if grad_input is None else grad_input.data_ptr(),
             0 if grad_residual is None else grad_residual.data_ptr(),
-            0 if sums is None else sums.data_ptr(),
+            0 if grad_weight is None else grad_weight.data_ptr(),
+            0 if grad_bias is None else grad_bias.data_ptr(),
         )
         return (
             grad_input if wants_input else None,
-            sums[0].to(weight.dtype) if wants_weight and sums is not None else None,
-            sums[1].to(bias.dtype) if wants_bias and sums is not None else None,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None else grad_bias.to(bias.dtype),
             (grad_residual if through else upstream) if wants_residual else None,
             *(None,) * 4,
         )
+
+
+def _room_for_gradient(parameter: Tensor) -> Tensor:
+    """The core adds in float64 and rounds to float32 at least; 16-bit parameters round once more."""
+    wide = parameter.dtype if parameter.dtype is torch.float64 else torch.float32
+    return torch.empty_like(parameter, dtype=wide, memory_format=torch.contiguous_format)
 
 
 def _differentiable_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
@@ -278,7 +286,9 @@ class _StandardizeWeight(torch.autograd.Function):
             grad_output = torch.empty_like(weight).copy_(grad_output)
         grad = torch.empty_like(weight)
         address = weight.data_ptr()
-        _core.backward(problem, grad_output.data_ptr(), address, 0, 0, 0, 0, moments.data_ptr(), grad.data_ptr(), 0, 0)
+        _core.backward(
+            problem, grad_output.data_ptr(), address, 0, 0, 0, 0, moments.data_ptr(), grad.data_ptr(), 0, 0, 0
+        )
         return grad, None, None, None
 
 

@@ -15,7 +15,8 @@ __all__ = ["ADVICE_RULE", "Advice", "Choice", "advise"]
 
 #: The rule as the page states it, one step per line; `_choose` is the same in code.
 ADVICE_RULE = (
-    "Where at least one arm is resolved better than Batch Norm: the one of them with the lowest mean error.",
+    "Where at least one arm that lost no run is resolved better than Batch Norm: the one of them with the lowest mean "
+    "difference.",
     "Else, where every Batch Norm run diverged: the arm with the lowest mean error of those that finished every seed.",
     "Else, where Batch Norm finished every seed and some arm shares at least two finished seeds with it: Batch Norm.",
     "Else no advice at that norm batch.",
@@ -49,9 +50,12 @@ def advise(arms: Arms) -> Advice:
 def _choose(arms: Arms, norm_batch: int, batch_norm: Arm) -> Choice:
     rivals = [arm for norm in BATCH_FREE_NORMS if (arm := arms.at(norm, norm_batch)) is not None]
     differences = {rival.norm: paired_difference(rival, batch_norm, norm_batch) for rival in rivals}
-    better = _lowest(rival for rival in rivals if differences[rival.norm].verdict == "better")
-    if better is not None:
-        return Choice(norm_batch, better.norm, "resolved better", differences[better.norm].mean)
+    # An arm that lost its hard seeds would win by their absence.
+    safe = [rival.norm for rival in rivals if not rival.seeds(*LOST)]
+    better = [difference for norm in safe if (difference := differences[norm]).verdict == "better"]
+    if better:
+        best = min(better, key=lambda difference: difference.mean or 0.0)
+        return Choice(norm_batch, best.norm, "resolved better", best.mean)
     if len(batch_norm.seeds("diverged")) == len(batch_norm.cells):
         finisher = _lowest(rival for rival in rivals if len(rival.errors) == len(rival.cells))
         if finisher is not None:
@@ -170,9 +174,7 @@ def _uses(arms: Arms, choices: Sequence[Choice]) -> list[str]:
             where = enumerated([choice.norm_batch for choice in resolved])
             gains = enumerated([magnitude(choice.difference) for choice in resolved])
             lower = f"where its error is resolved lower than Batch Norm's, by {gains} points"
-            used = [arm for arm in arms.of(norm) if any(arms.at(norm, c.norm_batch) is arm for c in resolved)]
-            lost = f" ({_lost_runs(used)})" if _lost_runs(used) else ""
-            clauses.append(f"use {LONG_NAMES[norm]} at norm batch {where}, {lower}{lost}")
+            clauses.append(f"use {LONG_NAMES[norm]} at norm batch {where}, {lower}")
         if diverged:
             where = f"norm batch {enumerated(diverged)}, where every Batch Norm run diverged"
             clauses.append(f"use {LONG_NAMES[norm]} at {where}")

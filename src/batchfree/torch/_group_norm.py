@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, TypeAlias, get_args
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from batchfree.errors import ArgumentError, unknown_name
@@ -39,14 +40,14 @@ def group_norm(
         residual: shape of `input`; added before the activation.
 
     Returns:
-        Shape, dtype and memory format of `input`.
+        Shape and dtype of `input`; on the CPU also its memory format.
 
     Raises:
         GroupError: G does not divide C, or each group has one value per sample.
         ArgumentError: a shape, `eps`, the dtype of `input` or the name of the activation is not allowed.
 
     Differs from `torch.nn.functional.group_norm`: that one counts the batch in its guard against one value per group,
-    and so returns zeros for an (N >= 2, C, 1, 1) input with G = C (pytorch#19250).
+    and so returns zeros for an (N >= 2, C, 1, 1) input with G = C (pytorch#19250); and it allows `eps=0`.
 
     Source: Wu & He 2018 (arXiv 1803.08494), Eq. 1, 2, 6 and 7.
 
@@ -54,12 +55,17 @@ def group_norm(
     >>> group_norm(x, 4, torch.ones(64), torch.zeros(64), activation="relu").shape
     torch.Size([2, 64, 8, 8])
     """
-    check_arguments(input, num_groups, weight, bias, eps, activation, residual)
-    if input.shape[1] == num_groups:  # else every group has several channels
-        check_values_per_group(num_groups, num_groups, input.shape[2:])
+    if not torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]  # there sizes are tensors
+        check_arguments(input, num_groups, weight, bias, eps, activation, residual)
+        if input.shape[1] == num_groups:  # else every group has several channels
+            check_values_per_group(num_groups, num_groups, input.shape[2:])
     if _kernel.is_plain_eager() and _kernel.serves(input) and (residual is None or _kernel.agrees(residual, input)):
         return _kernel.group_norm(input, num_groups, weight, bias, eps, activation, residual)
     return _formula.group_norm(input, num_groups, weight, bias, eps, activation, residual)
+
+
+# One node of the graph that torch.fx traces, as torch's own layer is.
+torch.fx.wrap("group_norm")
 
 
 class GroupNorm(nn.GroupNorm):
@@ -121,11 +127,6 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalises `input` (N, C, *spatial); `residual`, of its shape, is added before the activation."""
-        if input.dim() >= 2 and input.shape[1] != self.num_channels:
-            raise ArgumentError(
-                f"an input of {input.shape[1]} channels (shape {tuple(input.shape)}) reached a GroupNorm for "
-                f"{self.num_channels}. They must be equal. Pass num_channels={input.shape[1]} when building it."
-            )
         return group_norm(
             input, self.num_groups, self.weight, self.bias, self.eps, activation=self.activation, residual=residual
         )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+import torchvision.models.feature_extraction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn

@@ -10,7 +10,8 @@ import pytest
 SURFACE = {
     "batchfree": {"BatchfreeError", "__version__"},
     "batchfree.torch": {
-        "Activation", "GroupNorm", "WSConv1d", "WSConv2d", "WSConv3d", "fold", "group_norm", "standardize_weight",
+        "Activation", "GroupNorm", "KernelInfo", "Moments", "WSConv1d", "WSConv2d", "WSConv3d", "apply_moments", "fold",
+        "group_norm", "kernel_info", "merge_moments", "moments", "standardize_weight",
     },
     "batchfree.convert": {"Affine", "Norm", "convert"},
     "batchfree.study": {"DATA_SETS", "MODELS", "NormBatchSettings", "Progress", "run_cell", "run_study"},

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+import torchvision.models.feature_extraction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -140,7 +141,7 @@ def test_layer_matches_torchs_and_takes_its_weights() -> None:
     ours.load_state_dict(theirs.state_dict())
     theirs.load_state_dict(ours.state_dict())
     x = tensor(2, 12, 5, 5)
-    assert torch.equal(ours(x), theirs(x))
+    assert_close(ours(x), theirs(x).detach().double().numpy())
     assert isinstance(ours, nn.GroupNorm)
     assert [*ours.state_dict()] == ["weight", "bias"]
 
@@ -176,10 +177,12 @@ def test_layer_traces_as_torchs_does() -> None:
     network = nn.Sequential(nn.Conv2d(3, 12, 3), GroupNorm(3, 12, activation="relu"))
     x = tensor(2, 3, 8, 8)
     assert torch.equal(torch.fx.symbolic_trace(network)(x), network(x))
-    assert torch.equal(torch.export.export(network, (x,)).module()(x), network(x))
+    # An exported graph holds torch's own operator, which rounds differently.
+    wanted = network(x).detach().double().numpy()
+    assert_close(torch.export.export(network, (x,)).module()(x), wanted)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is on its way out, and still in use
-        assert torch.equal(torch.jit.trace(network, x)(x), network(x))
+        assert_close(torch.jit.trace(network, x)(x), wanted)
 
 
 def test_a_converted_network_gives_its_features() -> None:

@@ -10,6 +10,8 @@ from batchfree.errors import require as _require
 _require("torch", "torch")
 
 from batchfree.torch._group_norm import Activation, GroupNorm, group_norm  # noqa: E402 (after the check for torch)
+from batchfree.torch._kernel_info import KernelInfo, kernel_info  # noqa: E402
+from batchfree.torch._moments import Moments, apply_moments, merge_moments, moments  # noqa: E402
 from batchfree.torch._weight_standardization import (  # noqa: E402
     WSConv1d,
     WSConv2d,
@@ -18,4 +20,19 @@ from batchfree.torch._weight_standardization import (  # noqa: E402
     standardize_weight,
 )
 
-__all__ = ["Activation", "GroupNorm", "WSConv1d", "WSConv2d", "WSConv3d", "fold", "group_norm", "standardize_weight"]
+__all__ = [
+    "Activation",
+    "GroupNorm",
+    "KernelInfo",
+    "Moments",
+    "WSConv1d",
+    "WSConv2d",
+    "WSConv3d",
+    "apply_moments",
+    "fold",
+    "group_norm",
+    "kernel_info",
+    "merge_moments",
+    "moments",
+    "standardize_weight",
+]

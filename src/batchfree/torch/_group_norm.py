@@ -6,16 +6,17 @@ from typing import Literal, TypeAlias, get_args
 
 import torch
 import torch.fx
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from batchfree.errors import ArgumentError, unknown_name
 from batchfree.groups import check_values_per_group, resolve_num_groups
+from batchfree.torch import _formula, _kernel
 
 __all__ = ["Activation", "GroupNorm", "group_norm"]
 
 #: "gelu" is the form with the error function, "gelu_tanh" the tanh approximation.
 Activation: TypeAlias = Literal["relu", "silu", "gelu", "gelu_tanh"]
+_ACTIVATIONS = get_args(Activation)
 
 
 def group_norm(
@@ -55,12 +56,12 @@ def group_norm(
     torch.Size([2, 64, 8, 8])
     """
     if not torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]  # there sizes are tensors
-        _check_arguments(input, num_groups, weight, bias, eps, activation, residual)
-    # Not F.group_norm: its guard against one value per group counts the batch.
-    output = torch.group_norm(input, num_groups, weight, bias, eps, torch.backends.cudnn.enabled)
-    if residual is not None:
-        output = output + residual
-    return _activate(output, activation)
+        check_arguments(input, num_groups, weight, bias, eps, activation, residual)
+        if input.shape[1] == num_groups:  # else every group has several channels
+            check_values_per_group(num_groups, num_groups, input.shape[2:])
+    if _kernel.is_plain_eager() and _kernel.serves(input) and (residual is None or _kernel.agrees(residual, input)):
+        return _kernel.group_norm(input, num_groups, weight, bias, eps, activation, residual)
+    return _formula.group_norm(input, num_groups, weight, bias, eps, activation, residual)
 
 
 # One node of the graph that torch.fx traces, as torch's own layer is.
@@ -136,38 +137,34 @@ class GroupNorm(nn.GroupNorm):
         return shown if self.activation is None else f"{shown}, activation={self.activation!r}"
 
 
-def _activate(x: Tensor, activation: Activation | None) -> Tensor:
-    if activation == "relu":
-        return F.relu(x)
-    if activation == "silu":
-        return F.silu(x)
-    if activation == "gelu":
-        return F.gelu(x)
-    if activation == "gelu_tanh":
-        return F.gelu(x, approximate="tanh")
-    return x
-
-
-def _check_arguments(
+def check_arguments(
     input: Tensor,
     num_groups: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
-    residual: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    activation: str | None = None,
+    residual: Tensor | None = None,
 ) -> None:
-    _check_input(input, eps, residual)
-    _check_activation(activation)
-    num_channels = input.shape[1]
-    resolve_num_groups(num_channels, num_groups)
-    check_values_per_group(num_channels, num_groups, input.shape[2:])
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter is not None and parameter.shape != (num_channels,):
-            raise ArgumentError(
-                f"{name} has shape {tuple(parameter.shape)} for an input of {num_channels} channels. "
-                f"It must be ({num_channels},). Pass one value per channel."
-            )
+    """Refuses what the operators cannot work on, before any work."""
+    shape, dtype, is_cpu = input.shape, input.dtype, input.is_cpu
+    # One expression for what is nearly always true: a small norm takes as long as ten calls of Python functions.
+    if (
+        len(shape) < 2
+        or not dtype.is_floating_point
+        or not eps > 0
+        or (residual is not None and (residual.shape != shape or residual.device != input.device))
+    ):
+        _check_input(input, eps, residual)
+    if num_groups < 1 or shape[1] % num_groups:
+        resolve_num_groups(shape[1], num_groups)
+    for parameter in (weight, bias):
+        if parameter is not None and (
+            parameter.dtype is not dtype or parameter.shape != shape[1:2] or not (is_cpu and parameter.is_cpu)
+        ):
+            _check_parameters(input, weight, bias)
+    if activation is not None and activation not in _ACTIVATIONS:
+        _check_activation(activation)
 
 
 def _check_input(input: Tensor, eps: float, residual: Tensor | None) -> None:
@@ -185,7 +182,37 @@ def _check_input(input: Tensor, eps: float, residual: Tensor | None) -> None:
             f"a residual of shape {tuple(residual.shape)} was given for an input of shape {tuple(input.shape)}. "
             f"They must be equal: it is added element by element. Expand or project the residual first."
         )
+    if residual is not None and residual.device != input.device:
+        raise ArgumentError(
+            f"the residual is on {residual.device} and the input on {input.device}. They must be on one device. "
+            f"Move one of them with .to()."
+        )
     _check_eps(eps)
+
+
+def _check_parameters(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is None:
+            continue
+        if parameter.shape != input.shape[1:2]:
+            raise ArgumentError(
+                f"{name} has shape {tuple(parameter.shape)} for an input of {input.shape[1]} channels. "
+                f"It must be ({input.shape[1]},). Pass one value per channel."
+            )
+        if parameter.device != input.device:
+            raise ArgumentError(
+                f"{name} is on {parameter.device} and the input on {input.device}. They must be on one device. "
+                f"Move the module with .to({str(input.device)!r})."
+            )
+        if parameter.dtype != input.dtype and not (parameter.dtype == torch.float32 and input.element_size() == 2):
+            raise ArgumentError(
+                f"{name} is {parameter.dtype} and the input {input.dtype}. {name} must have the input's dtype, or "
+                f"float32 where that is a 16-bit type. Convert one of them with .to()."
+            )
+    if weight is not None and bias is not None and weight.dtype != bias.dtype:
+        raise ArgumentError(
+            f"weight is {weight.dtype} and bias {bias.dtype}. They must have one dtype. Convert one of them with .to()."
+        )
 
 
 def _check_eps(eps: float) -> None:
@@ -196,5 +223,5 @@ def _check_eps(eps: float) -> None:
 
 
 def _check_activation(activation: str | None) -> None:
-    if activation is not None and activation not in get_args(Activation):
-        raise ArgumentError(unknown_name("activation", str(activation), get_args(Activation)))
+    if activation is not None and activation not in _ACTIVATIONS:
+        raise ArgumentError(unknown_name("activation", str(activation), _ACTIVATIONS))

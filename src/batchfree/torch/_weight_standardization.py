@@ -7,10 +7,10 @@ import math
 from typing import Literal, TypeAlias, TypeVar, overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from batchfree.errors import ArgumentError, unknown_name
+from batchfree.torch import _formula, _kernel
 
 __all__ = ["Variant", "WSConv1d", "WSConv2d", "WSConv3d", "fold", "standardize_weight"]
 
@@ -42,12 +42,9 @@ def standardize_weight(weight: Tensor, variant: Variant = "bit", eps: float | No
     """
     eps = _check_variant(variant, eps)
     _check_fan_in(math.prod(weight.shape[1:]), tuple(weight.shape))
-    if variant == "bit":
-        # Layer Norm of a filter is the same formula, in one fused operator with float32 statistics.
-        return F.layer_norm(weight, weight.shape[1:], eps=eps)
-    axes = tuple(range(1, weight.dim()))
-    deviation, mean = torch.std_mean(weight, dim=axes, correction=1, keepdim=True)
-    return (weight - mean) / (deviation + eps)
+    if _kernel.is_plain_eager() and _kernel.serves(weight):
+        return _kernel.standardize_weight(weight, variant, eps)
+    return _formula.standardize_weight(weight, variant, eps)
 
 
 WSConvT = TypeVar("WSConvT", bound="_WSConv")

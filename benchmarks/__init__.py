@@ -1,0 +1,1 @@
+"""Timed cases, gated by correctness: `python -m benchmarks --json FILE`."""

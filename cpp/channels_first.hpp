@@ -1,0 +1,186 @@
+// The kernels for (samples, channels, spatial): a group is one contiguous run.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "parameters.hpp"
+#include "two_phases.hpp"
+
+namespace batchfree {
+
+template <class T>
+class ChannelsFirst {
+ public:
+  ChannelsFirst(const Problem& problem, const RunPrimitives<T>& primitives)
+      : p_(problem),
+        run_(primitives),
+        act_(static_cast<int>(problem.activation)),
+        items_(problem.samples * problem.groups),
+        width_(problem.channels / problem.groups),
+        values_(problem.values_per_group()),
+        threads_(useful_threads(problem.size(), problem.threads)),
+        pieces_((problem.spatial + kMaxSumLength - 1) / kMaxSumLength),
+        block_(std::clamp<std::int64_t>(kMaxSumLength / problem.spatial, 1, width_)),
+        blocks_((width_ + block_ - 1) / block_) {}
+
+  void forward(const Forward& f) const { run(f, true, true); }
+  void moments(const Forward& f) const { run(f, true, false); }
+  void apply(const Forward& f) const { run(f, false, true); }
+  void backward(const Backward& b) const;
+
+ private:
+  using A = Compute<T>;
+  static constexpr std::int64_t kMomentsChunk = 4096;  // small enough for a second pass in the first-level cache
+  static_assert(kMomentsChunk <= kMaxSumLength);
+
+  // What the inner loops need per channel, for one group at a time. One per thread.
+  struct Constants {
+    explicit Constants(std::int64_t width)
+        : scale(static_cast<std::size_t>(width)), shift(static_cast<std::size_t>(width)) {}
+    std::vector<A> scale, shift;
+    std::int64_t item = -1;  // whose constants these are
+    A mean = 0;
+  };
+
+  // Some channels of a group, or a piece of one channel where that is long.
+  struct Part {
+    std::int64_t channel;  // within the group
+    std::int64_t at;       // of its first value in the tensor
+    Runs runs;
+  };
+  std::int64_t parts() const { return blocks_ * pieces_; }
+  Part part(std::int64_t item, std::int64_t index) const {
+    const std::int64_t block = pieces_ == 1 ? index : index / pieces_;
+    const std::int64_t channel = block * block_, begin = (index - block * pieces_) * kMaxSumLength;
+    return {channel, item * values_ + channel * p_.spatial + begin,
+            {std::min(block_, width_ - channel), std::min(kMaxSumLength, p_.spatial - begin), p_.spatial}};
+  }
+
+  void run(const Forward& f, bool measures, bool writes) const;
+  AffineRuns<T> affine(Constants& constants, std::int64_t item, std::int64_t channel, const double* weight,
+                       const double* bias, double mean, double rstd) const;
+
+  const Problem& p_;
+  const RunPrimitives<T>& run_;
+  int act_;
+  std::int64_t items_;   // groups of all samples
+  std::int64_t width_;   // channels per group
+  std::int64_t values_;  // per group
+  int threads_;
+  std::int64_t pieces_;  // per channel
+  std::int64_t block_;   // channels per part
+  std::int64_t blocks_;  // per group
+};
+
+template <class T>
+AffineRuns<T> ChannelsFirst<T>::affine(Constants& constants, std::int64_t item, std::int64_t channel,
+                                       const double* weight, const double* bias, double mean,
+                                       double rstd) const {
+  if (constants.item != item) {
+    constants.item = item;
+    constants.mean = static_cast<A>(mean);
+    const double mean_rest = mean - constants.mean;  // what rounding lost
+    const std::int64_t first = item % p_.groups * width_;
+    A *const scales = constants.scale.data(), *const shifts = constants.shift.data();
+    for (std::int64_t c = 0; c < width_; ++c) {
+      const double scale = rstd * weight[first + c];
+      scales[c] = static_cast<A>(scale);
+      shifts[c] = static_cast<A>(bias[first + c] - mean_rest * scale);
+    }
+  }
+  return {constants.mean, constants.scale.data() + channel, constants.shift.data() + channel};
+}
+
+template <class T>
+void ChannelsFirst<T>::run(const Forward& f, bool measures, bool writes) const {
+  const T *const x = static_cast<const T*>(f.x), *const residual = static_cast<const T*>(f.residual);
+  T* const y = static_cast<T*>(f.y);
+  const std::int64_t chunks = measures ? (values_ + kMomentsChunk - 1) / kMomentsChunk : 0;
+  std::vector<Moments> found(static_cast<std::size_t>(items_ * chunks));
+  std::vector<Constants> constants(static_cast<std::size_t>(threads_), Constants(width_));
+  const std::vector<double> weight = parameters(f.weight, p_.channels, 1), bias = parameters(f.bias, p_.channels, 0);
+
+  two_phases(
+      items_, chunks, writes ? parts() : 0, threads_,
+      [&](std::int64_t item, std::int64_t chunk, int) {
+        const std::int64_t begin = chunk * kMomentsChunk, count = std::min(kMomentsChunk, values_ - begin);
+        found[item * chunks + chunk] = run_.moments(x + item * values_ + begin, count);
+      },
+      [&](std::int64_t item, int) {
+        if (!measures) return;
+        Moments all;
+        for (std::int64_t chunk = 0; chunk < chunks; ++chunk) merge(all, found[item * chunks + chunk]);
+        f.statistics.mean[item] = all.mean;
+        f.statistics.variance[item] = all.squares / all.count;
+      },
+      [&](std::int64_t item, std::int64_t index, int member) {
+        const Part p = part(item, index);
+        run_.normalize[act_](x + p.at, residual ? residual + p.at : nullptr, y + p.at, p.runs,
+                             affine(constants[member], item, p.channel, weight.data(), bias.data(), f.statistics.mean[item],
+                                    scale_of(p_, f.statistics.variance[item]).rstd));
+      });
+}
+
+template <class T>
+void ChannelsFirst<T>::backward(const Backward& b) const {
+  const T *const x = static_cast<const T*>(b.x), *const dy = static_cast<const T*>(b.dy);
+  const T* const residual = static_cast<const T*>(b.residual);
+  T *const dx = static_cast<T*>(b.dx), *const dresidual = static_cast<T*>(b.dresidual);
+  std::vector<Constants> constants(static_cast<std::size_t>(threads_), Constants(width_));
+  const std::vector<double> weight = parameters(b.weight, p_.channels, 1), bias = parameters(b.bias, p_.channels, 0);
+  std::vector<GradientSums> pieces(static_cast<std::size_t>(items_ * width_ * pieces_));  // [item][channel][piece]
+  std::vector<GradientLine<T>> lines(static_cast<std::size_t>(items_));
+  const std::vector<Scale> scales = scales_of(p_, b.statistics);
+
+  two_phases(
+      items_, parts(), dx ? parts() : 0, threads_,
+      [&](std::int64_t item, std::int64_t index, int member) {
+        const Part p = part(item, index);
+        const std::int64_t piece = pieces_ == 1 ? 0 : index % pieces_;
+        run_.gradient_sums[act_](x + p.at, residual ? residual + p.at : nullptr, dy + p.at, p.runs,
+                                 affine(constants[member], item, p.channel, weight.data(), bias.data(), b.statistics.mean[item],
+                                        scales[item].rstd),
+                                 &pieces[(item * width_ + p.channel) * pieces_ + piece]);
+      },
+      [&](std::int64_t item, int) {
+        GradientSums* const sums = &pieces[item * width_ * pieces_];
+        const double* const weights = &weight[item % p_.groups * width_];
+        const double mean = b.statistics.mean[item], mean_rest = mean - static_cast<A>(mean);
+        double dz = 0, dz_centred = 0;
+        for (std::int64_t c = 0; c < width_; ++c) {
+          GradientSums all = sums[c * pieces_];
+          for (std::int64_t piece = 1; piece < pieces_; ++piece) {
+            all.dz += sums[c * pieces_ + piece].dz;
+            all.dz_centred += sums[c * pieces_ + piece].dz_centred;
+          }
+          all.dz_centred -= mean_rest * all.dz;
+          dz += weights[c] * all.dz;
+          dz_centred += weights[c] * all.dz_centred;
+          sums[c * pieces_] = all;  // a channel's first piece now holds its sum
+        }
+        const double slope = scales[item].slope_factor * dz_centred;
+        const double offset = scales[item].rstd * dz / static_cast<double>(values_) - mean_rest * slope;
+        lines[item] = {static_cast<A>(slope), static_cast<A>(offset)};
+      },
+      [&](std::int64_t item, std::int64_t index, int member) {
+        const Part p = part(item, index);
+        run_.gradient[act_](x + p.at, residual ? residual + p.at : nullptr, dy + p.at, dx + p.at,
+                            dresidual ? dresidual + p.at : nullptr, p.runs,
+                            affine(constants[member], item, p.channel, weight.data(), bias.data(), b.statistics.mean[item],
+                                        scales[item].rstd), lines[item]);
+      });
+  if (!b.dweight) return;
+  std::fill_n(b.dweight, p_.channels, 0.0);
+  std::fill_n(b.dbias, p_.channels, 0.0);
+  for (std::int64_t item = 0; item < items_; ++item) {
+    const std::int64_t first = item % p_.groups * width_;
+    for (std::int64_t c = 0; c < width_; ++c) {
+      const GradientSums& sums = pieces[(item * width_ + c) * pieces_];
+      b.dbias[first + c] += sums.dz;
+      b.dweight[first + c] += scales[item].rstd * sums.dz_centred;
+    }
+  }
+}
+
+}  // namespace batchfree

@@ -1,0 +1,203 @@
+// The kernels for (samples, spatial, channels): a group is a few neighbouring channels of every row. An item of the
+// work is a sample, a chunk is some whole rows of it.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "parameters.hpp"
+#include "two_phases.hpp"
+
+namespace batchfree {
+
+template <class T>
+class ChannelsLast {
+ public:
+  ChannelsLast(const Problem& problem, const RowPrimitives<T>& primitives)
+      : p_(problem),
+        row_(primitives),
+        act_(static_cast<int>(problem.activation)),
+        width_(problem.channels / problem.groups),
+        threads_(useful_threads(problem.size(), problem.threads)) {
+    const std::int64_t row_bytes = problem.channels * static_cast<std::int64_t>(sizeof(T));
+    const std::int64_t fitting = std::max<std::int64_t>(kChunkBytes / row_bytes, kFewestRows);
+    rows_ = std::min({fitting, kMaxSumLength, std::max<std::int64_t>(problem.spatial, 1)});
+    chunks_ = (problem.spatial + rows_ - 1) / rows_;
+  }
+
+  void forward(const Forward& f) const { run(f, true, true); }
+  void moments(const Forward& f) const { run(f, true, false); }
+  void apply(const Forward& f) const { run(f, false, true); }
+  void backward(const Backward& b) const;
+
+ private:
+  using A = Compute<T>;
+  // The second of the two passes over a chunk reads it from the second-level cache.
+  static constexpr std::int64_t kChunkBytes = 64 * 1024;
+  static constexpr std::int64_t kFewestRows = 32;  // so that joining per-channel sums stays cheap beside making them
+
+  // dx = dz * scale - (x - mean) * slope - offset, for one group.
+  struct GroupLine {
+    double slope, offset;
+  };
+
+  // What the inner loops need per channel, for one sample at a time. One per thread.
+  struct Constants {
+    explicit Constants(std::int64_t channels) : values(static_cast<std::size_t>(5 * channels)), channels_(channels) {}
+    A* mean() { return values.data(); }
+    A* scale() { return values.data() + channels_; }
+    A* shift() { return values.data() + 2 * channels_; }
+    A* slope() { return values.data() + 3 * channels_; }
+    A* offset() { return values.data() + 4 * channels_; }
+    AffineRow<T> affine() { return {mean(), scale(), shift()}; }
+
+    std::vector<A> values;
+    std::int64_t sample = -1;  // whose constants these are,
+    const GroupLine* lines = nullptr;  // and with which gradients
+
+   private:
+    std::int64_t channels_;
+  };
+
+  std::int64_t rows_of(std::int64_t chunk) const { return std::min(rows_, p_.spatial - chunk * rows_); }
+  std::int64_t start_of(std::int64_t sample, std::int64_t chunk) const {
+    return (sample * p_.spatial + chunk * rows_) * p_.channels;
+  }
+  void run(const Forward& f, bool measures, bool writes) const;
+  void fill(Constants& constants, std::int64_t sample, const double* weight, const double* bias,
+            const Statistics& statistics, const GroupLine* lines) const;
+
+  const Problem& p_;
+  const RowPrimitives<T>& row_;
+  int act_;
+  std::int64_t width_;  // channels per group
+  int threads_;
+  std::int64_t rows_;    // per chunk
+  std::int64_t chunks_;  // per sample
+};
+
+template <class T>
+void ChannelsLast<T>::fill(Constants& constants, std::int64_t sample, const double* weight, const double* bias,
+                           const Statistics& statistics, const GroupLine* lines) const {
+  if (constants.sample == sample && constants.lines == lines) return;
+  constants.sample = sample;
+  constants.lines = lines;
+  A *const means = constants.mean(), *const scales = constants.scale(), *const shifts = constants.shift();
+  for (std::int64_t g = 0; g < p_.groups; ++g) {
+    const std::int64_t group = sample * p_.groups + g, first = g * width_;
+    const double rstd = scale_of(p_, statistics.variance[group]).rstd;
+    const A mean = static_cast<A>(statistics.mean[group]);
+    const double mean_rest = statistics.mean[group] - mean;  // what rounding lost
+    std::fill_n(means + first, width_, mean);
+    for (std::int64_t c = first; c < first + width_; ++c) {
+      const double scale = rstd * weight[c];
+      scales[c] = static_cast<A>(scale);
+      shifts[c] = static_cast<A>(bias[c] - mean_rest * scale);
+    }
+    if (!lines) continue;
+    std::fill_n(constants.slope() + first, width_, static_cast<A>(lines[group].slope));
+    std::fill_n(constants.offset() + first, width_, static_cast<A>(lines[group].offset - mean_rest * lines[group].slope));
+  }
+}
+
+template <class T>
+void ChannelsLast<T>::run(const Forward& f, bool measures, bool writes) const {
+  const T *const x = static_cast<const T*>(f.x), *const residual = static_cast<const T*>(f.residual);
+  const std::int64_t groups = p_.groups;
+  std::vector<Moments> parts(measures ? static_cast<std::size_t>(p_.samples * chunks_ * groups) : 0);
+  std::vector<Constants> constants(static_cast<std::size_t>(threads_), Constants(p_.channels));
+  const std::vector<double> weight = parameters(f.weight, p_.channels, 1), bias = parameters(f.bias, p_.channels, 0);
+
+  two_phases(
+      p_.samples, measures ? chunks_ : 0, writes ? chunks_ : 0, threads_,
+      [&](std::int64_t sample, std::int64_t chunk, int member) {
+        constants[member].sample = -1;  // their room serves as scratch here
+        row_.moments(x + start_of(sample, chunk), rows_of(chunk), p_.channels, groups,
+                     constants[member].values.data(), &parts[(sample * chunks_ + chunk) * groups]);
+      },
+      [&](std::int64_t sample, int) {
+        if (!measures) return;
+        for (std::int64_t g = 0; g < groups; ++g) {
+          Moments all;
+          for (std::int64_t chunk = 0; chunk < chunks_; ++chunk) {
+            merge(all, parts[(sample * chunks_ + chunk) * groups + g]);
+          }
+          f.statistics.mean[sample * groups + g] = all.mean;
+          f.statistics.variance[sample * groups + g] = all.squares / all.count;
+        }
+      },
+      [&](std::int64_t sample, std::int64_t chunk, int member) {
+        fill(constants[member], sample, weight.data(), bias.data(), f.statistics, nullptr);
+        const std::int64_t at = start_of(sample, chunk);
+        row_.normalize[act_](x + at, residual ? residual + at : nullptr, static_cast<T*>(f.y) + at, rows_of(chunk),
+                             p_.channels, constants[member].affine());
+      });
+}
+
+template <class T>
+void ChannelsLast<T>::backward(const Backward& b) const {
+  const T *const x = static_cast<const T*>(b.x), *const dy = static_cast<const T*>(b.dy);
+  const T* const residual = static_cast<const T*>(b.residual);
+  T *const dx = static_cast<T*>(b.dx), *const dresidual = static_cast<T*>(b.dresidual);
+  const std::int64_t channels = p_.channels;
+  std::vector<Constants> constants(static_cast<std::size_t>(threads_), Constants(channels));
+  const std::vector<double> weight = parameters(b.weight, channels, 1), bias = parameters(b.bias, channels, 0);
+  // Per (sample, chunk): dz of every channel, then dz * (x - rounded mean).
+  std::vector<A> parts(static_cast<std::size_t>(p_.samples * chunks_ * 2 * channels));
+  std::vector<GradientSums> sums(static_cast<std::size_t>(p_.samples * channels));
+  std::vector<GroupLine> lines(static_cast<std::size_t>(p_.samples * p_.groups));
+
+  const auto finish = [&](std::int64_t sample, int) {
+    GradientSums* const of_channel = &sums[sample * channels];
+    for (std::int64_t chunk = 0; chunk < chunks_; ++chunk) {
+      const A* const part = &parts[(sample * chunks_ + chunk) * 2 * channels];
+      for (std::int64_t c = 0; c < channels; ++c) {
+        of_channel[c].dz += part[c];
+        of_channel[c].dz_centred += part[channels + c];
+      }
+    }
+    for (std::int64_t g = 0; g < p_.groups; ++g) {
+      const std::int64_t group = sample * p_.groups + g;
+      const double mean = b.statistics.mean[group], mean_rest = mean - static_cast<A>(mean);
+      const Scale scale = scale_of(p_, b.statistics.variance[group]);
+      double dz = 0, dz_centred = 0;
+      for (std::int64_t c = g * width_; c < (g + 1) * width_; ++c) {
+        of_channel[c].dz_centred -= mean_rest * of_channel[c].dz;
+        dz += weight[c] * of_channel[c].dz;
+        dz_centred += weight[c] * of_channel[c].dz_centred;
+      }
+      lines[group] = {scale.slope_factor * dz_centred, scale.rstd * dz / static_cast<double>(p_.values_per_group())};
+    }
+  };
+  two_phases(
+      p_.samples, chunks_, dx ? chunks_ : 0, threads_,
+      [&](std::int64_t sample, std::int64_t chunk, int member) {
+        fill(constants[member], sample, weight.data(), bias.data(), b.statistics, nullptr);
+        const std::int64_t at = start_of(sample, chunk);
+        A* const part = &parts[(sample * chunks_ + chunk) * 2 * channels];
+        row_.gradient_sums[act_](x + at, residual ? residual + at : nullptr, dy + at, rows_of(chunk), channels,
+                                 constants[member].affine(), part, part + channels);
+      },
+      finish,
+      [&](std::int64_t sample, std::int64_t chunk, int member) {
+        fill(constants[member], sample, weight.data(), bias.data(), b.statistics, lines.data());
+        const std::int64_t at = start_of(sample, chunk);
+        row_.gradient[act_](x + at, residual ? residual + at : nullptr, dy + at, dx + at,
+                            dresidual ? dresidual + at : nullptr, rows_of(chunk), channels,
+                            constants[member].affine(), constants[member].slope(), constants[member].offset());
+      });
+  if (!b.dweight) return;
+  std::fill_n(b.dweight, channels, 0.0);
+  std::fill_n(b.dbias, channels, 0.0);
+  for (std::int64_t group = 0; group < p_.samples * p_.groups; ++group) {
+    const double rstd = scale_of(p_, b.statistics.variance[group]).rstd;
+    const std::int64_t first = group % p_.groups * width_;
+    for (std::int64_t c = first; c < first + width_; ++c) {
+      const GradientSums& sum = sums[group / p_.groups * channels + c];
+      b.dbias[c] += sum.dz;
+      b.dweight[c] += rstd * sum.dz_centred;
+    }
+  }
+}
+
+}  // namespace batchfree

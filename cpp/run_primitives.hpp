@@ -1,0 +1,186 @@
+// Inner loops over contiguous runs: one channel of a channels-first tensor, or a whole group for its moments.
+// Included only by kernels_<name>.cpp, after activations.hpp.
+#pragma once
+
+#include <algorithm>
+#include <array>
+
+#include "activations.hpp"
+#include "primitives.hpp"
+
+namespace batchfree {
+namespace BATCHFREE_ISA {
+
+template <class T>
+struct Run {
+  using A = Compute<T>;
+  using V = Vec<A>;
+  static constexpr std::int64_t lanes = kLanes<A>;
+
+  // Where float32 sums overflow (values beyond 1e17 or so), or hold a NaN or Inf: the same in double.
+  static Moments wide_moments(const T* x, std::int64_t count) {
+    const auto value = [x](std::int64_t i) { return static_cast<double>(load_first(x + i, 1)[0]); };
+    Moments result;
+    result.count = static_cast<double>(count);
+    for (std::int64_t i = 0; i < count; ++i) result.mean += value(i) / result.count;
+    for (std::int64_t i = 0; i < count; ++i) {
+      const double centred = value(i) - result.mean;
+      result.squares += centred * centred;
+    }
+    return result;
+  }
+
+  // Sums of d = x - centre and of d^2.
+  static std::array<double, 2> centred_sums(const T* x, std::int64_t count, A centre_value) {
+    const V centre = broadcast(centre_value);
+    V first[4] = {}, second[4] = {};
+    const auto add = [&](int k, V centred) {
+      first[k] += centred;
+      second[k] += centred * centred;
+    };
+    std::int64_t i = 0;
+    for (; i + 4 * lanes <= count; i += 4 * lanes) {
+      for (int k = 0; k < 4; ++k) add(k, load(x + i + k * lanes) - centre);
+    }
+    for (; i + lanes <= count; i += lanes) add(0, load(x + i) - centre);
+    if (i < count) add(1, keep_first<A>(load_first(x + i, count - i) - centre, count - i));
+    return {sum_of_lanes<A>((first[0] + first[1]) + (first[2] + first[3])),
+            sum_of_lanes<A>((second[0] + second[1]) + (second[2] + second[3]))};
+  }
+
+  // One pass, centred on the mean of the first few values. Where that turns out to be more than two deviations from
+  // the mean, digits would cancel: then a second pass, centred on the mean that the first one found.
+  static Moments moments(const T* x, std::int64_t count) {
+    const double size = static_cast<double>(count);
+    const std::int64_t few = std::min<std::int64_t>(count, 32);
+    A centre = static_cast<A>(start_of(x, few) / static_cast<double>(few));
+    for (bool is_last : {false, true}) {
+      const auto [total, squares] = centred_sums(x, count, centre);
+      const double step = total / size;
+      const double spread = squares / size - step * step;
+      if (!std::isfinite(squares)) break;
+      if (is_last || step * step <= 4 * spread) return {size, centre + step, std::fmax(spread * size, 0.0)};
+      centre = static_cast<A>(centre + step);
+    }
+    return wide_moments(x, count);
+  }
+
+  static double start_of(const T* x, std::int64_t few) {
+    V sum{};
+    std::int64_t i = 0;
+    for (; i + lanes <= few; i += lanes) sum += load(x + i);
+    if (i < few) sum += load_first(x + i, few - i);
+    return sum_of_lanes<A>(sum);
+  }
+
+  // Calls body(take, give) for each vector of [0, count): `take(pointer)` loads and `give(pointer, vector)` stores
+  // whole vectors, or the first lanes of the last one, so that a loop body is written once.
+  template <class Body>
+  static void for_each(std::int64_t count, Body&& body) {
+    std::int64_t i = 0;
+    for (; i + lanes <= count; i += lanes) {
+      body([i](const T* p) { return load(p + i); }, [i](T* p, V v) { store(p + i, v); });
+    }
+    if (const std::int64_t rest = count - i) {
+      body([i, rest](const T* p) { return load_first(p + i, rest); },
+           [i, rest](T* p, V v) { store_first(p + i, v, rest); });
+    }
+  }
+
+  template <Activation act, bool has_residual>
+  static void normalize_runs(const T* x, const T* residual, T* y, Runs runs, AffineRuns<T> affine) {
+    const V mean = broadcast(affine.mean);
+    for (std::int64_t c = 0; c < runs.channels; ++c) {
+      const V scale = broadcast(affine.scale[c]), shift = broadcast(affine.shift[c]);
+      const std::int64_t at = c * runs.stride;
+      for_each(runs.count, [=](auto take, auto give) {
+        V z = (take(x + at) - mean) * scale + shift;
+        if constexpr (has_residual) z += take(residual + at);
+        give(y + at, Act<act>::template value<A>(z));
+      });
+    }
+  }
+
+  template <Activation act>
+  static void normalize(const T* x, const T* residual, T* y, Runs runs, AffineRuns<T> affine) {
+    if (residual) normalize_runs<act, true>(x, residual, y, runs, affine);
+    else normalize_runs<act, false>(x, residual, y, runs, affine);
+  }
+
+  template <Activation act, bool has_residual>
+  static V upstream(V centred, V skip, V dy, V scale, V shift) {
+    if constexpr (act == Activation::none) return dy;
+    V z = centred * scale + shift;
+    if constexpr (has_residual) z += skip;
+    return Act<act>::template gradient<A>(z, dy);
+  }
+
+  template <Activation act, bool has_residual>
+  static GradientSums sums_of_run(const T* x, const T* residual, const T* dy, std::int64_t count, V mean, V scale,
+                                  V shift) {
+    V dz_sum[4] = {}, dz_centred_sum[4] = {};
+    const auto add = [&](int k, V centred, V skip, V incoming) {
+      const V dz = upstream<act, has_residual>(centred, skip, incoming, scale, shift);
+      dz_sum[k] += dz;
+      dz_centred_sum[k] += dz * centred;
+    };
+    const auto whole = [&](int k, std::int64_t i) {
+      add(k, load(x + i) - mean, has_residual ? load(residual + i) : V{}, load(dy + i));
+    };
+    std::int64_t i = 0;
+    for (; i + 4 * lanes <= count; i += 4 * lanes) {
+      for (int k = 0; k < 4; ++k) whole(k, i + k * lanes);
+    }
+    for (; i + lanes <= count; i += lanes) whole(0, i);
+    if (const std::int64_t rest = count - i) {
+      // The missing lanes of dy are zero, and so is their dz; x - mean must be finite there.
+      add(1, keep_first<A>(load_first(x + i, rest) - mean, rest), has_residual ? load_first(residual + i, rest) : V{},
+          load_first(dy + i, rest));
+    }
+    return {sum_of_lanes<A>((dz_sum[0] + dz_sum[1]) + (dz_sum[2] + dz_sum[3])),
+            sum_of_lanes<A>((dz_centred_sum[0] + dz_centred_sum[1]) + (dz_centred_sum[2] + dz_centred_sum[3]))};
+  }
+
+  template <Activation act>
+  static void gradient_sums(const T* x, const T* residual, const T* dy, Runs runs, AffineRuns<T> affine,
+                            GradientSums* out) {
+    const auto each = [&](auto sums) {
+      for (std::int64_t c = 0; c < runs.channels; ++c) {
+        const std::int64_t at = c * runs.stride;
+        out[c] = sums(x + at, residual ? residual + at : nullptr, dy + at, runs.count, broadcast(affine.mean),
+                      broadcast(affine.scale[c]), broadcast(affine.shift[c]));
+      }
+    };
+    if (act != Activation::none && residual) each(sums_of_run<act, true>);
+    else each(sums_of_run<act, false>);
+  }
+
+  template <Activation act, bool has_residual>
+  static void gradient_runs(const T* x, const T* residual, const T* dy, T* dx, T* dresidual, Runs runs,
+                            AffineRuns<T> affine, GradientLine<T> line) {
+    const V mean = broadcast(affine.mean), slope = broadcast(line.slope), offset = broadcast(line.offset);
+    for (std::int64_t c = 0; c < runs.channels; ++c) {
+      const V scale = broadcast(affine.scale[c]), shift = broadcast(affine.shift[c]);
+      const std::int64_t at = c * runs.stride;
+      for_each(runs.count, [=](auto take, auto give) {
+        const V centred = take(x + at) - mean;
+        const V dz = upstream<act, has_residual>(centred, has_residual ? take(residual + at) : V{}, take(dy + at),
+                                                 scale, shift);
+        if constexpr (has_residual) {
+          if (dresidual) give(dresidual + at, dz);
+        }
+        give(dx + at, dz * scale - (centred * slope + offset));
+      });
+    }
+  }
+
+  template <Activation act>
+  static void gradient(const T* x, const T* residual, const T* dy, T* dx, T* dresidual, Runs runs,
+                       AffineRuns<T> affine, GradientLine<T> line) {
+    if (act != Activation::none && residual) gradient_runs<act, true>(x, residual, dy, dx, dresidual, runs, affine, line);
+    else gradient_runs<act, false>(x, residual, dy, dx, dresidual, runs, affine, line);
+  }
+};
+
+}  // namespace BATCHFREE_ISA
+}  // namespace batchfree

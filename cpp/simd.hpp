@@ -1,0 +1,225 @@
+// Vectors of numbers, as wide as the instruction set this file is compiled for.
+//
+// GCC's and Clang's vector extensions carry the arithmetic, so that one text serves SSE2, AVX2, AVX-512, NEON and
+// machines without vectors; intrinsics appear only where the compilers have no portable spelling (float16, masks).
+// `a * b + c` becomes one fused multiply-add where the machine has it (-ffp-contract=fast).
+//
+// Included only by kernels_<name>.cpp, inside the namespace BATCHFREE_ISA: every name here exists once per set.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#include "element_types.hpp"
+
+namespace batchfree {
+namespace BATCHFREE_ISA {
+
+#if defined(__AVX512F__)
+inline constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+inline constexpr int kVectorBytes = 32;
+#else
+inline constexpr int kVectorBytes = 16;
+#endif
+
+template <class A>
+struct Vector {
+  static constexpr int lanes = kVectorBytes / static_cast<int>(sizeof(A));
+  typedef A type __attribute__((vector_size(kVectorBytes)));
+};
+template <class A>
+using Vec = typename Vector<A>::type;
+template <class A>
+inline constexpr int kLanes = Vector<A>::lanes;
+
+using U32 = Vec<std::uint32_t>;
+using I32 = Vec<std::int32_t>;
+typedef std::uint16_t U16Half __attribute__((vector_size(kVectorBytes / 2)));  // one 16-bit element per float32 lane
+
+template <class To, class From>
+inline To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+template <class A>
+inline Vec<A> broadcast(A value) {
+  return value - Vec<A>{};  // minus zero keeps the sign of a zero
+}
+
+// ---- one vector of elements, widened to Compute<T> ----
+
+inline Vec<float> widen(U16Half bits, BFloat16) {
+  return bit_cast<Vec<float>>(__builtin_convertvector(bits, U32) << 16);
+}
+
+inline U16Half narrow(Vec<float> value, BFloat16) {
+  const U32 bits = bit_cast<U32>(value);
+  const U32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
+  const U32 quiet_nan = U32{} + 0x7fc0u;
+  return __builtin_convertvector(value != value ? quiet_nan : rounded, U16Half);
+}
+
+#if defined(__AVX512F__)
+inline Vec<float> widen(U16Half bits, Float16) {
+  return bit_cast<Vec<float>>(_mm512_cvtph_ps(bit_cast<__m256i>(bits)));
+}
+inline U16Half narrow(Vec<float> value, Float16) {
+  return bit_cast<U16Half>(_mm512_cvtps_ph(bit_cast<__m512>(value), _MM_FROUND_TO_NEAREST_INT));
+}
+#elif defined(__AVX2__)
+inline Vec<float> widen(U16Half bits, Float16) {
+  return bit_cast<Vec<float>>(_mm256_cvtph_ps(bit_cast<__m128i>(bits)));
+}
+inline U16Half narrow(Vec<float> value, Float16) {
+  return bit_cast<U16Half>(_mm256_cvtps_ph(bit_cast<__m256>(value), _MM_FROUND_TO_NEAREST_INT));
+}
+#elif defined(__aarch64__)
+inline Vec<float> widen(U16Half bits, Float16) {
+  return bit_cast<Vec<float>>(vcvt_f32_f16(bit_cast<float16x4_t>(bits)));
+}
+inline U16Half narrow(Vec<float> value, Float16) {
+  return bit_cast<U16Half>(vcvt_f16_f32(bit_cast<float32x4_t>(value)));
+}
+#else
+// By integers (after F. Giesen, "Float->half variants", public domain): exact, subnormals and NaN included.
+inline Vec<float> widen(U16Half half, Float16) {
+  const U32 bits = __builtin_convertvector(half, U32);
+  const U32 sign = (bits & 0x8000u) << 16;
+  const U32 magnitude = (bits & 0x7fffu) << 13;
+  const U32 special = (bits & 0x7c00u) == 0x7c00u ? U32{} + (0xffu << 23) : U32{};
+  // The exponent's bias is put right by a multiplication, which also normalises subnormals.
+  const Vec<float> scaled = bit_cast<Vec<float>>(magnitude) * 0x1p112f;
+  return bit_cast<Vec<float>>(sign | bit_cast<U32>(scaled) | special);
+}
+inline U16Half narrow(Vec<float> value, Float16) {
+  const U32 bits = bit_cast<U32>(value);
+  const U32 magnitude = bits & 0x7fffffffu;
+  const U32 normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  // Below 2^-14 the sum with 0.5 lines the bits up at the half's last place and rounds them there.
+  const U32 subnormal = bit_cast<U32>(bit_cast<Vec<float>>(magnitude) + 0.5f) - (126u << 23);
+  const U32 infinite = U32{} + 0x7c00u, quiet_nan = U32{} + 0x7e00u;
+  U32 half = magnitude < (113u << 23) ? subnormal : normal;
+  half = magnitude >= (143u << 23) ? infinite : half;
+  half = magnitude > (255u << 23) ? quiet_nan : half;
+  return __builtin_convertvector(half | ((bits >> 16) & 0x8000u), U16Half);
+}
+#endif
+
+template <class T>
+inline Vec<Compute<T>> load(const T* from) {
+  if constexpr (std::is_same_v<T, Compute<T>>) {
+    Vec<T> vector;
+    std::memcpy(&vector, from, sizeof(vector));
+    return vector;
+  } else {
+    U16Half bits;
+    std::memcpy(&bits, from, sizeof(bits));
+    return widen(bits, T{});
+  }
+}
+
+template <class T>
+inline void store(T* to, Vec<Compute<T>> vector) {
+  if constexpr (std::is_same_v<T, Compute<T>>) {
+    std::memcpy(to, &vector, sizeof(vector));
+  } else {
+    const U16Half bits = narrow(vector, T{});
+    std::memcpy(to, &bits, sizeof(bits));
+  }
+}
+
+// ---- the first `count` lanes only (0 < count < lanes); the other lanes read as zero ----
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// `words` ones, then zeros.
+inline __m256i first_words(std::int64_t words) {
+  alignas(64) static constexpr std::int32_t kOnesThenZeros[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kOnesThenZeros + 8 - words));
+}
+#endif
+
+template <class T>
+inline Vec<Compute<T>> load_first(const T* from, std::int64_t count) {
+#if defined(__AVX512F__)
+  const unsigned mask = (1u << count) - 1u;
+  if constexpr (std::is_same_v<T, float>) {
+    return bit_cast<Vec<float>>(_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), from));
+  } else if constexpr (std::is_same_v<T, double>) {
+    return bit_cast<Vec<double>>(_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), from));
+  } else {
+    return widen(bit_cast<U16Half>(_mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), from)), T{});
+  }
+#else
+#if defined(__AVX2__)
+  if constexpr (std::is_same_v<T, float>) {
+    return bit_cast<Vec<float>>(_mm256_maskload_ps(from, first_words(count)));
+  } else if constexpr (std::is_same_v<T, double>) {
+    return bit_cast<Vec<double>>(_mm256_maskload_pd(from, first_words(2 * count)));
+  }
+#endif
+  T buffer[kLanes<Compute<T>>] = {};
+  for (std::int64_t i = 0; i < count; ++i) buffer[i] = from[i];
+  return load(buffer);
+#endif
+}
+
+template <class T>
+inline void store_first(T* to, Vec<Compute<T>> vector, std::int64_t count) {
+#if defined(__AVX512F__)
+  const unsigned mask = (1u << count) - 1u;
+  if constexpr (std::is_same_v<T, float>) {
+    _mm512_mask_storeu_ps(to, static_cast<__mmask16>(mask), bit_cast<__m512>(vector));
+  } else if constexpr (std::is_same_v<T, double>) {
+    _mm512_mask_storeu_pd(to, static_cast<__mmask8>(mask), bit_cast<__m512d>(vector));
+  } else {
+    _mm256_mask_storeu_epi16(to, static_cast<__mmask16>(mask), bit_cast<__m256i>(narrow(vector, T{})));
+  }
+#else
+#if defined(__AVX2__)
+  if constexpr (std::is_same_v<T, float>) {
+    return _mm256_maskstore_ps(to, first_words(count), bit_cast<__m256>(vector));
+  } else if constexpr (std::is_same_v<T, double>) {
+    return _mm256_maskstore_pd(to, first_words(2 * count), bit_cast<__m256d>(vector));
+  }
+#endif
+  T buffer[kLanes<Compute<T>>];
+  store(buffer, vector);
+  for (std::int64_t i = 0; i < count; ++i) to[i] = buffer[i];
+#endif
+}
+
+// Zero in every lane from `count` on.
+template <class A>
+inline Vec<A> keep_first(Vec<A> vector, std::int64_t count) {
+  using Index = std::conditional_t<sizeof(A) == 4, std::int32_t, std::int64_t>;
+  Vec<Index> index;
+  for (int i = 0; i < kLanes<A>; ++i) index[i] = i;
+  return index < static_cast<Index>(count) ? vector : Vec<A>{};
+}
+
+// By halves: as exact as any order, and a handful of instructions.
+template <class A, int lanes = kLanes<A>, class V>
+inline double sum_of_lanes(V vector) {
+  if constexpr (lanes == 2) {
+    return static_cast<double>(vector[0]) + static_cast<double>(vector[1]);
+  } else {
+    typedef A Half __attribute__((vector_size(lanes / 2 * sizeof(A))));
+    Half halves[2];
+    std::memcpy(halves, &vector, sizeof(halves));
+    return sum_of_lanes<A, lanes / 2>(halves[0] + halves[1]);
+  }
+}
+
+}  // namespace BATCHFREE_ISA
+}  // namespace batchfree

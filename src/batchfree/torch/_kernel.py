@@ -1,0 +1,350 @@
+"""The compiled kernels under torch's tensors: when they are used, the memory they work on, and their gradients.
+
+They serve dense CPU tensors in plain eager mode. Everywhere else `_formula` does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from batchfree import _core
+from batchfree.torch import _formula
+
+__all__ = [
+    "agrees",
+    "apply",
+    "group_norm",
+    "is_plain_eager",
+    "moments",
+    "reasons_against",
+    "serves",
+    "standardize_weight",
+]
+
+# The numbers are those of the enumerations in cpp/element_types.hpp.
+_ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_ACTIVATIONS = {None: 0, "relu": 1, "silu": 2, "gelu": 3, "gelu_tanh": 4}
+_FUNCTORCH: Any = torch._C._functorch
+
+
+def is_plain_eager() -> bool:
+    """Whether operators run as they are called: no tracer, exporter, functional transform or forward-mode AD."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or _FUNCTORCH.peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or forward_ad._current_level >= 0
+    )
+
+
+def serves(tensor: Tensor) -> bool:
+    """Whether the kernels can read `tensor`; its dtype and memory format are then handled."""
+    return (
+        (type(tensor) is Tensor or type(tensor) is nn.Parameter)
+        and tensor.is_cpu
+        and tensor.dtype in _ELEMENTS
+        and tensor.layout is torch.strided
+        and tensor.numel() > 0
+        and not tensor.is_neg()
+    )
+
+
+def agrees(residual: Tensor, x: Tensor) -> bool:
+    """Whether the kernels can add `residual` to `x`: elsewhere torch's rules of type promotion hold."""
+    return residual.dtype is x.dtype and serves(residual)
+
+
+def reasons_against(tensor: Tensor) -> list[str]:
+    """Why a call with `tensor` would not use the kernels; empty where it would."""
+    checks = [
+        (torch.compiler.is_compiling(), "torch.compile or torch.export is tracing"),
+        (torch._C._get_tracing_state() is not None, "torch.jit or the ONNX exporter is tracing"),
+        (_FUNCTORCH.peek_interpreter_stack() is not None, "a torch.func transform (vmap, grad, jvp, ...) is active"),
+        (torch._C._len_torch_dispatch_stack() > 0, "a TorchDispatchMode is active"),
+        (torch._C._len_torch_function_stack() > 0, "a TorchFunctionMode is active"),
+        (forward_ad._current_level >= 0, "forward-mode AD is active"),
+        (type(tensor) not in (Tensor, nn.Parameter), f"the tensor is a {type(tensor).__name__}, a subclass"),
+        (not tensor.is_cpu, f"the tensor is on {tensor.device}; the kernels are for the CPU"),
+        (tensor.dtype not in _ELEMENTS, f"the dtype is {tensor.dtype}"),
+        (tensor.layout is not torch.strided, f"the layout is {tensor.layout}"),
+        (tensor.numel() == 0, "the tensor is empty"),
+        (tensor.layout is torch.strided and tensor.is_neg(), "the tensor is a negated view"),
+    ]
+    return [reason for applies, reason in checks if applies]
+
+
+def group_norm(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+) -> Tensor:
+    """act(GN(x) [+ residual]) by the kernels. `serves(x)`, and the arguments are checked."""
+    x, is_channels_last = _dense(x)
+    residual = None if residual is None else _like(residual, is_channels_last)
+    problem = _problem(x, num_groups, is_channels_last, activation, eps)
+    if torch.is_grad_enabled() and (
+        x.requires_grad
+        or (weight is not None and weight.requires_grad)
+        or (bias is not None and bias.requires_grad)
+        or (residual is not None and residual.requires_grad)
+    ):
+        output: Tensor = _GroupNorm.apply(x, weight, bias, residual, problem, num_groups, eps, activation)
+        return output
+    return _forward(problem, x, weight, bias, residual, 0)
+
+
+def _problem(x: Tensor, num_groups: int, is_channels_last: bool, activation: str | None, eps: float) -> Any:
+    samples, channels = x.shape[:2]
+    return _core.Problem(
+        samples,
+        channels,
+        x.numel() // (samples * channels),
+        num_groups,
+        is_channels_last,
+        _ELEMENTS[x.dtype],
+        _ACTIVATIONS[activation],
+        False,
+        eps,
+        torch.get_num_threads(),
+    )
+
+
+def _forward(
+    problem: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, moments: int
+) -> Tensor:
+    output = torch.empty_like(x)
+    weight_address, bias_address, element = _parameters(weight, bias)
+    _core.forward(
+        problem,
+        x.data_ptr(),
+        weight_address,
+        bias_address,
+        element,
+        0 if residual is None else residual.data_ptr(),
+        output.data_ptr(),
+        moments,
+    )
+    return output
+
+
+class _GroupNorm(torch.autograd.Function):
+    """Keeps the input and the statistics; the activation's derivative is computed again from them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        problem: Any,
+        num_groups: int,
+        eps: float,
+        activation: str | None,
+    ) -> Tensor:
+        moments = torch.empty(2 * x.shape[0] * num_groups, dtype=torch.float64)
+        output = _forward(problem, x, weight, bias, residual, moments.data_ptr())
+        # Without an activation nothing depends on the residual.
+        ctx.save_for_backward(x, weight, bias, None if activation is None else residual, moments)
+        ctx.settings = problem, num_groups, eps, activation
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True: somebody differentiates the gradient
+            return _differentiable_backward(ctx, grad_output)
+        x, weight, bias, residual, moments = ctx.saved_tensors
+        problem, _, _, activation = ctx.settings
+        wants_input, wants_weight, wants_bias, wants_residual, *_ = ctx.needs_input_grad
+        upstream = _like(grad_output, not x.is_contiguous())
+        through = wants_residual and activation is not None
+        grad_input = torch.empty_like(x) if wants_input or through else None
+        grad_residual = torch.empty_like(x) if through else None
+        grad_weight = _room_for_gradient(weight) if wants_weight else None
+        grad_bias = _room_for_gradient(bias) if wants_bias else None
+        weight_address, bias_address, element = _parameters(weight, bias)
+        _core.backward(
+            problem,
+            upstream.data_ptr(),
+            x.data_ptr(),
+            weight_address,
+            bias_address,
+            element,
+            0 if residual is None else residual.data_ptr(),
+            moments.data_ptr(),
+            0 if grad_input is None else grad_input.data_ptr(),
+            0 if grad_residual is None else grad_residual.data_ptr(),
+            0 if grad_weight is None else grad_weight.data_ptr(),
+            0 if grad_bias is None else grad_bias.data_ptr(),
+        )
+        return (
+            grad_input if wants_input else None,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None else grad_bias.to(bias.dtype),
+            (grad_residual if through else upstream) if wants_residual else None,
+            *(None,) * 4,
+        )
+
+
+def _room_for_gradient(parameter: Tensor) -> Tensor:
+    """The core adds in float64 and rounds to float32 at least; 16-bit parameters round once more."""
+    wide = parameter.dtype if parameter.dtype is torch.float64 else torch.float32
+    return torch.empty_like(parameter, dtype=wide, memory_format=torch.contiguous_format)
+
+
+def _differentiable_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias, residual, _ = ctx.saved_tensors
+    _, num_groups, eps, activation = ctx.settings
+    gradients: list[Tensor | None] = [None] * 8
+    leaves = (x, weight, bias, residual)
+    wanted = [i for i in range(4) if ctx.needs_input_grad[i] and leaves[i] is not None]
+    if ctx.needs_input_grad[3] and activation is None:
+        gradients[3] = grad_output
+    if wanted:
+        output = _formula.group_norm(x, num_groups, weight, bias, eps, activation, residual)
+        found = torch.autograd.grad(output, [leaves[i] for i in wanted], grad_output, create_graph=True)
+        for i, gradient in zip(wanted, found, strict=True):
+            gradients[i] = gradient
+    return tuple(gradients)
+
+
+def moments(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance (N, G) in float64. `serves(x)`."""
+    x, is_channels_last = _dense(x)
+    problem = _problem(x, num_groups, is_channels_last, None, 1.0)  # eps plays no part
+    found = torch.empty(2, x.shape[0], num_groups, dtype=torch.float64)
+    _core.moments(problem, x.data_ptr(), 0, 0, 0, 0, 0, found.data_ptr())
+    return found[0], found[1]
+
+
+def apply(
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+) -> Tensor:
+    """act((x - mean) * rstd * weight + bias [+ residual]) by the kernels, without gradients. `serves(x)`."""
+    x, is_channels_last = _dense(x)
+    problem = _problem(x, mean.shape[1], is_channels_last, activation, eps)
+    statistics = torch.stack([mean.double(), variance.double()])
+    output = torch.empty_like(x)
+    weight_address, bias_address, element = _parameters(weight, bias)
+    skip = None if residual is None else _like(residual, is_channels_last)
+    _core.apply(
+        problem,
+        x.data_ptr(),
+        weight_address,
+        bias_address,
+        element,
+        0 if skip is None else skip.data_ptr(),
+        output.data_ptr(),
+        statistics.data_ptr(),
+    )
+    return output
+
+
+def standardize_weight(weight: Tensor, variant: str, eps: float) -> Tensor:
+    """The standardised filters by the kernels. `serves(weight)`, and the arguments are checked."""
+    weight = _dense_filters(weight)
+    problem = _filters(weight, variant, eps)
+    if torch.is_grad_enabled() and weight.requires_grad:
+        output: Tensor = _StandardizeWeight.apply(weight, problem, variant, eps)
+        return output
+    return _forward(problem, weight, None, None, None, 0)
+
+
+class _StandardizeWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, problem: Any, variant: str, eps: float) -> Tensor:
+        moments = torch.empty(2 * weight.shape[0], dtype=torch.float64)
+        ctx.save_for_backward(weight, moments)
+        ctx.settings = problem, variant, eps
+        return _forward(problem, weight, None, None, None, moments.data_ptr())
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, None, None, None]:
+        weight, moments = ctx.saved_tensors
+        problem, variant, eps = ctx.settings
+        if torch.is_grad_enabled():
+            output = _formula.standardize_weight(weight, variant, eps)
+            return torch.autograd.grad(output, weight, grad_output, create_graph=True)[0], None, None, None
+        if grad_output.stride() != weight.stride():
+            grad_output = torch.empty_like(weight).copy_(grad_output)
+        grad = torch.empty_like(weight)
+        address = weight.data_ptr()
+        _core.backward(
+            problem, grad_output.data_ptr(), address, 0, 0, 0, 0, moments.data_ptr(), grad.data_ptr(), 0, 0, 0
+        )
+        return grad, None, None, None
+
+
+def _filters(weight: Tensor, variant: str, eps: float) -> Any:
+    """Every filter a sample of one group: whatever the order of the fan-in, it is one run in memory."""
+    filters = weight.shape[0]
+    return _core.Problem(
+        filters,
+        1,
+        weight.numel() // filters,
+        1,
+        False,
+        _ELEMENTS[weight.dtype],
+        0,
+        variant == "qiao",
+        eps,
+        torch.get_num_threads(),
+    )
+
+
+def _dense_filters(weight: Tensor) -> Tensor:
+    if weight.is_contiguous() or (weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)):
+        return weight
+    return weight.contiguous()
+
+
+def _dense(x: Tensor) -> tuple[Tensor, bool]:
+    """`x` with its values side by side in one of the two layouts, and whether that is channels-last.
+
+    A strided tensor is copied, to the layout that torch would choose: channels-last if its channels are adjacent.
+    """
+    if x.is_contiguous():
+        return x, False
+    last = _LAST.get(x.dim())
+    if last is not None:
+        if x.is_contiguous(memory_format=last):
+            return x, True
+        if x.stride(1) == 1 and x.shape[1] > 1:
+            return x.contiguous(memory_format=last), True
+    return x.contiguous(), False
+
+
+def _like(tensor: Tensor, is_channels_last: bool) -> Tensor:
+    return tensor.contiguous(memory_format=_LAST[tensor.dim()]) if is_channels_last else tensor.contiguous()
+
+
+_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def _parameters(weight: Tensor | None, bias: Tensor | None) -> tuple[int, int, int]:
+    """Addresses, and the number of the type that both share."""
+    given = weight if weight is not None else bias
+    if given is None:
+        return 0, 0, 0
+    return (
+        0 if weight is None else weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        _ELEMENTS[given.dtype],
+    )

@@ -1,0 +1,331 @@
+"""When the kernels are used, and that every way of calling the layers gives the same results."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+
+from batchfree import _core, reference
+from batchfree.errors import ArgumentError
+from batchfree.torch import Activation, GroupNorm, _formula, _kernel, group_norm, standardize_weight
+from tests.closeness import assert_close
+
+ACTIVATIONS: list[Activation | None] = [None, "relu", "silu", "gelu", "gelu_tanh"]
+
+
+def tensor(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def is_ours(y: Tensor) -> bool:
+    assert y.grad_fn is not None
+    return type(y.grad_fn).__name__ == "_GroupNormBackward"
+
+
+def layer(activation: Activation | None = "silu") -> GroupNorm:
+    norm = GroupNorm(3, 12, activation=activation)
+    with torch.no_grad():
+        assert norm.weight is not None
+        norm.weight.copy_(tensor(12, seed=8))
+        norm.bias.copy_(tensor(12, seed=9))
+    return norm
+
+
+def test_kernels_serve_plain_cpu_tensors_and_say_why_not_otherwise() -> None:
+    x = tensor(2, 12, 5, 5)
+    assert is_ours(layer()(x))
+    assert _kernel.reasons_against(x) == []
+    for other in (x.to("meta"), x[:0], x.to(torch.complex64), x.to_sparse()):
+        assert not _kernel.serves(other)
+        assert _kernel.reasons_against(other)
+    with forward_ad.dual_level():
+        assert not _kernel.is_plain_eager()
+        assert len(_kernel.reasons_against(x.to("meta"))) == 2
+    assert _kernel.is_plain_eager()
+
+
+@pytest.mark.parametrize("parameter_dtype", ["same", torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_half_types_match_reference(
+    dtype: torch.dtype, parameter_dtype: torch.dtype | str, format: torch.memory_format
+) -> None:
+    name = str(dtype).removeprefix("torch.")
+    x, dy, residual = (tensor(2, 12, 9, 7, seed=i, dtype=dtype).contiguous(memory_format=format) for i in range(3))
+    stored = dtype if parameter_dtype == "same" else torch.float32
+    weight, bias = tensor(12, seed=3, dtype=stored), tensor(12, seed=4, dtype=stored)
+    leaves = [t.clone().requires_grad_() for t in (x, weight, bias, residual)]
+    y = group_norm(leaves[0], 3, leaves[1], leaves[2], activation="gelu", residual=leaves[3])
+    assert is_ours(y)
+    args = [t.double().numpy() for t in (x, weight, bias, residual)]
+    assert_close(y, reference.group_norm(args[0], 3, args[1], args[2], activation="gelu", residual=args[3]), dtype=name)
+    wanted = reference.group_norm_backward(
+        dy.double().numpy(), args[0], 3, args[1], args[2], activation="gelu", residual=args[3]
+    )
+    for got, expected in zip(torch.autograd.grad(y, leaves, dy), wanted, strict=True):
+        assert expected is not None
+        assert_close(got, expected, dtype=str(got.dtype).removeprefix("torch."))
+        assert got.dim() == 1 or got.is_contiguous(memory_format=format)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_first_and_second_derivatives_match_finite_differences(activation: Activation | None) -> None:
+    arguments = [tensor(2, 4, 3, 2, seed=0, dtype=torch.float64), tensor(4, seed=1, dtype=torch.float64)]
+    arguments += [tensor(4, seed=2, dtype=torch.float64), tensor(2, 4, 3, 2, seed=3, dtype=torch.float64)]
+
+    def call(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+        return group_norm(x, 2, weight, bias, activation=activation, residual=residual)
+
+    leaves = [a.requires_grad_() for a in arguments]
+    assert is_ours(call(*leaves))
+    assert gradcheck(call, leaves)
+    assert gradgradcheck(call, leaves)
+
+
+def test_a_strided_inputs_second_derivative_reaches_it() -> None:
+    wide = tensor(2, 8, 3, 2, dtype=torch.float64).requires_grad_()
+    assert gradgradcheck(lambda x: group_norm(x[:, ::2], 2, activation="silu"), [wide])
+
+
+@pytest.mark.parametrize("wanted", range(4))
+def test_only_wanted_gradients_are_computed(wanted: int) -> None:
+    arguments = [tensor(2, 4, 3, 2), tensor(4, seed=1), tensor(4, seed=2), tensor(2, 4, 3, 2, seed=3)]
+    arguments[wanted].requires_grad_()
+    x, weight, bias, residual = arguments
+    upstream = tensor(2, 4, 3, 2, seed=4)
+    group_norm(x, 2, weight, bias, activation="relu", residual=residual).backward(upstream)
+    expected = reference.group_norm_backward(
+        upstream.numpy(),
+        x.detach().numpy(),
+        2,
+        weight.detach().numpy(),
+        bias.detach().numpy(),
+        activation="relu",
+        residual=residual.detach().numpy(),
+    )
+    for i, (argument, values) in enumerate(zip(arguments, expected, strict=True)):
+        if i != wanted:
+            assert argument.grad is None
+        else:
+            assert values is not None
+            assert_close(argument.grad, values)
+
+
+@pytest.mark.parametrize("spread", ["expanded", "transposed", "channels_last"])
+def test_any_layout_of_the_upstream_gradient_is_right(spread: str) -> None:
+    x = tensor(2, 4, 6, 6).requires_grad_()
+    upstream = {
+        "expanded": tensor(2, 4, 1, 1, seed=1).expand(2, 4, 6, 6),
+        "transposed": tensor(2, 4, 6, 6, seed=1).transpose(2, 3),
+        "channels_last": tensor(2, 4, 6, 6, seed=1).to(memory_format=torch.channels_last),
+    }[spread]
+    (gradient,) = torch.autograd.grad(group_norm(x, 2, activation="relu"), x, upstream)
+    assert_close(
+        gradient, reference.group_norm_backward(upstream.numpy(), x.detach().numpy(), 2, activation="relu").input
+    )
+
+
+def test_overlapping_and_strided_inputs_are_right() -> None:
+    overlapping = tensor(2, 4, 1, 6).expand(2, 4, 5, 6)
+    windows = torch.arange(40.0).sin().as_strided((2, 4, 6), (8, 3, 1))
+    volume = tensor(2, 4, 3, 5, 6).to(memory_format=torch.channels_last_3d)
+    for x in (overlapping, windows, volume, volume[:, :, 1:], tensor(6, 4, 2).permute(2, 1, 0)):
+        assert_close(group_norm(x, 2), reference.group_norm(x.numpy(), 2))
+    assert group_norm(volume, 2).is_contiguous(memory_format=torch.channels_last_3d)
+    cropped = tensor(2, 4, 6, 6).to(memory_format=torch.channels_last)[:, :, 1:]
+    assert group_norm(cropped, 2).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_fused_activation_keeps_one_activation_sized_tensor() -> None:
+    kept: list[Tensor] = []
+
+    def keep(saved: Tensor) -> Tensor:
+        kept.append(saved)
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+        x = tensor(2, 12, 16, 16).requires_grad_()
+        layer("silu")(x)
+    assert sum(t.numel() >= x.numel() for t in kept) == 1
+
+
+def test_compiling_breaks_no_graph_and_gives_the_same() -> None:
+    torch._dynamo.reset()
+    norm, x = layer(), tensor(2, 12, 5, 5)
+    compiled = torch.compile(norm, backend="aot_eager", fullgraph=True)
+    residual = tensor(2, 12, 5, 5, seed=1)
+    assert_close(compiled(x, residual), norm(x, residual).detach().double().numpy())
+
+
+def test_exported_graphs_hold_standard_operators_only() -> None:
+    norm, x = layer(), tensor(2, 12, 5, 5)
+    exported = torch.export.export(norm, (x,))
+    names = [str(n.target) for n in exported.graph.nodes if n.op == "call_function"]
+    assert names == ["aten.group_norm.default", "aten.silu.default"]
+    assert_close(exported.module()(x), norm(x).detach().double().numpy())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is on its way out, and says so
+        traced = torch.jit.trace(norm, (x,))
+    assert "aten::group_norm" in str(traced.inlined_graph)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # torch's own, in its derivative formulas
+def test_functional_transforms_and_forward_mode_match_eager() -> None:
+    norm = layer()
+    x, tangent = tensor(3, 12, 4, 4), tensor(3, 12, 4, 4, seed=1)
+    parameters: dict[str, Tensor] = dict(norm.named_parameters())
+
+    def loss(values: dict[str, Tensor], sample: Tensor) -> Tensor:
+        return torch.func.functional_call(norm, values, (sample[None],)).square().sum()
+
+    per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    for i, sample in enumerate(x):
+        eager = torch.autograd.grad(norm(sample[None]).square().sum(), list(norm.parameters()))
+        for name, gradient in zip(("weight", "bias"), eager, strict=True):
+            assert_close(per_sample[name][i], gradient.double().numpy())
+
+    jacobian = torch.func.jacrev(norm)(x[:1])
+    through_jvp: Tensor = torch.func.jvp(norm, (x[:1],), (tangent[:1],))[1]
+    assert_close(through_jvp, torch.tensordot(jacobian, tangent[:1], dims=4).detach().double().numpy())
+    with forward_ad.dual_level():
+        dual = norm(forward_ad.make_dual(x[:1], tangent[:1]))
+        assert_close(forward_ad.unpack_dual(dual).tangent, through_jvp.detach().double().numpy())
+
+
+def test_autocast_changes_nothing_as_in_torch() -> None:
+    norm, x = layer(), tensor(2, 12, 5, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        for dtype in (torch.float32, torch.bfloat16):
+            theirs = _formula.group_norm(x.to(dtype), 3, norm.weight, norm.bias, 1e-5, "silu", None)
+            ours = norm(x.to(dtype))
+            assert ours.dtype is theirs.dtype
+            assert_close(ours, theirs.detach().double().numpy(), dtype=str(dtype).removeprefix("torch."))
+
+
+def test_checkpointing_and_training_survive_a_changed_input() -> None:
+    norm, x = layer(), tensor(2, 12, 5, 5).requires_grad_()
+    upstream = tensor(2, 12, 5, 5, seed=1)
+    (direct,) = torch.autograd.grad(norm(x), x, upstream)
+    again = torch.utils.checkpoint.checkpoint(norm, x, use_reentrant=False)
+    assert torch.equal(torch.autograd.grad(again, x, upstream)[0], direct)
+    inner = x * 1
+    y = norm(inner)
+    inner.add_(1)  # what backward needs has changed: torch must notice
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward(upstream)
+
+
+def test_one_openmp_runtime_is_in_the_process() -> None:
+    layer()(tensor(4, 12, 64, 64))
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("only Linux lists its libraries there")
+    libraries = {line.split()[-1] for line in maps.read_text().splitlines() if "omp" in line.rpartition("/")[2]}
+    assert [name for name in libraries if "libgomp" in name or "libomp" in name or "libiomp" in name] == [
+        _core.threading_runtime()
+    ]
+
+
+@pytest.mark.parametrize("variant", ["bit", "qiao"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_standardised_weights_and_their_gradients_match_reference(
+    format: torch.memory_format, dtype: torch.dtype, variant: str
+) -> None:
+    name = str(dtype).removeprefix("torch.")
+    weight = (tensor(6, 5, 3, 3, dtype=dtype) * 0.05).to(memory_format=format).requires_grad_()
+    upstream = tensor(6, 5, 3, 3, seed=1, dtype=dtype)
+    y = standardize_weight(weight, variant)  # type: ignore[arg-type]
+    assert type(y.grad_fn).__name__ == "_StandardizeWeightBackward"
+    assert y.stride() == weight.stride()
+    plain = weight.detach().numpy()
+    assert_close(y, reference.standardize_weight(plain, variant), dtype=name)  # type: ignore[arg-type]
+    (gradient,) = torch.autograd.grad(y, weight, upstream)
+    wanted = reference.standardize_weight_backward(upstream.numpy(), plain, variant)  # type: ignore[arg-type]
+    assert_close(gradient, wanted, dtype=name)
+
+
+@pytest.mark.parametrize("variant", ["bit", "qiao"])
+def test_standardised_weights_can_be_differentiated_twice(variant: str) -> None:
+    weight = tensor(3, 2, 2, dtype=torch.float64).requires_grad_()
+    call: Callable[[Tensor], Tensor] = lambda w: standardize_weight(w, variant, 1e-3)  # type: ignore[arg-type]  # noqa: E731
+    assert gradcheck(call, [weight])
+    assert gradgradcheck(call, [weight])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    groups=st.integers(1, 4),
+    per_group=st.integers(1, 6),
+    sizes=st.lists(st.integers(2, 5), min_size=1, max_size=3),
+    order=st.randoms(use_true_random=False),
+    step=st.integers(1, 2),
+    activation=st.sampled_from(ACTIVATIONS),
+    seed=st.integers(0, 2**31),
+)
+def test_any_strides_match_reference(
+    groups: int, per_group: int, sizes: list[int], order: st.DrawFn, step: int, activation: Activation, seed: int
+) -> None:
+    shape = (2, groups * per_group, *sizes)
+    axes = list(range(len(shape)))
+    order.shuffle(axes)  # type: ignore[attr-defined]
+    stored = tensor(*(shape[a] * step for a in axes), seed=seed, dtype=torch.float64)
+    x = stored.permute([axes.index(a) for a in range(len(shape))])[tuple(slice(None, None, step) for _ in shape)]
+    y = group_norm(x, groups, eps=1.0, activation=activation)
+    assert_close(y, reference.group_norm(x.numpy(), groups, eps=1.0, activation=activation), dtype="float64")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"weight": torch.ones(8, device="meta")},
+        {"weight": torch.ones(8), "bias": torch.zeros(8, dtype=torch.float64)},
+        {"weight": torch.ones(8, dtype=torch.float64)},
+        {"bias": torch.ones(8, dtype=torch.bfloat16)},
+        {"residual": torch.ones(2, 8, 3, device="meta")},
+    ],
+)
+def test_mixed_devices_and_types_are_refused(arguments: dict[str, Tensor]) -> None:
+    with pytest.raises(ArgumentError):
+        group_norm(tensor(2, 8, 3), 2, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch's own, at the import
+def test_torchs_own_samples_pass() -> None:
+    from torch.testing._internal.common_methods_invocations import op_db
+    from torch.testing._internal.common_modules import module_db
+
+    ours: Any = group_norm  # the samples are typed as anything
+    theirs: Any = nn.functional.group_norm
+    (operator,) = (info for info in op_db if info.name == "nn.functional.group_norm")
+    for sample in operator.sample_inputs("cpu", torch.float32, requires_grad=True):
+        parameters: dict[str, Any] = {"weight": None, "bias": None, **sample.kwargs}
+        if parameters.get("eps", 1e-5) <= 0:  # torch samples one negative eps; we refuse it
+            with pytest.raises(ArgumentError):
+                ours(sample.input, *sample.args, **parameters)
+            continue
+        with torch.no_grad():
+            expected = theirs(
+                sample.input.double(),
+                sample.args[0],
+                **{name: value.double() if isinstance(value, Tensor) else value for name, value in parameters.items()},
+            )
+        assert_close(ours(sample.input, *sample.args, **parameters), expected.numpy())
+    (module,) = (info for info in module_db if info.module_cls is nn.GroupNorm)
+    samples = module.module_inputs_func(module, "cpu", torch.float32, requires_grad=True, training=True)
+    for sample in samples:
+        settings_ = sample.constructor_input
+        layer_ = GroupNorm(*settings_.args, **settings_.kwargs)
+        plain = nn.GroupNorm(*settings_.args, **settings_.kwargs)
+        plain.load_state_dict(layer_.state_dict())
+        x = sample.forward_input.args[0]
+        assert_close(layer_(x), plain.double()(x.double()).detach().numpy())

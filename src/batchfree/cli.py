@@ -64,7 +64,7 @@ def norm_batch(
     norms: Annotated[str, typer.Option(help="Which arms, by commas.")] = "bn,gn,gn+ws,ln,in",
     norm_batch: Annotated[str, typer.Option(help="How many images share Batch Norm's statistics.")] = "32,8,4,2,1",
     sgd_batch: Annotated[int | None, typer.Option(help="How many images make one step. [default: 32]")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate. [default: 0.05 * SGD batch / 32]")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate. [default: 0.1 * SGD batch / 32]")] = None,
     protocol: Annotated[
         str, typer.Option(help="fixed-sgd, or paper: SGD batch 8 N and lr 0.1 N / 32 at norm batch N.")
     ] = "fixed-sgd",
@@ -150,7 +150,7 @@ def info() -> None:
 
     print(f"batchfree {__version__}, Python {sys.version.split()[0]}")
     print(f"compiled core: {_core.compiler()}; this machine runs {', '.join(_core.instruction_sets())}")
-    for package, extra in (("torch", "torch"), ("torchvision", "study"), ("scikit-learn", "study")):
+    for package, extra in (("torch", "torch"), ("scikit-learn", "study")):
         try:
             print(f"{package} {version(package)}")
         except PackageNotFoundError:

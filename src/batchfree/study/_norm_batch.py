@@ -17,8 +17,9 @@ __all__ = ["NormBatchSettings"]
 MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
 DEFAULT_SGD_BATCH = 32
-#: Learning rate per image of the SGD batch, of protocol "fixed-sgd": 0.05 at 32.
-LEARNING_RATE_PER_IMAGE = 0.05 / 32
+#: Learning rate per image of the SGD batch, of protocol "fixed-sgd": 0.1 at 32. Of 0.02, 0.05 and 0.1 the best for every
+#: arm on digits and Fashion-MNIST.
+LEARNING_RATE_PER_IMAGE = 0.1 / 32
 #: Workers of the paper: the SGD batch is so many times the norm batch.
 PAPER_WORKERS = 8
 

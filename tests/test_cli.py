@@ -1,0 +1,100 @@
+"""The command as a user types it, in a process of its own."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import batchfree
+
+QUICK = ["--train-images", "96", "--epochs", "1", "--seeds", "1"]
+
+
+def batchfree_command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "batchfree", *words], cwd=cwd, capture_output=True, text=True)
+
+
+def test_version_help_and_info(tmp_path: Path) -> None:
+    assert batchfree_command("--version", cwd=tmp_path).stdout == f"batchfree {batchfree.__version__}\n"
+    shown = batchfree_command("study", "norm-batch", "--help", cwd=tmp_path).stdout
+    for option in (
+        "--data",
+        "--model",
+        "--norms",
+        "--norm-batch",
+        "--sgd-batch",
+        "--seeds",
+        "--epochs",
+        "--train-images",
+    ):
+        assert option in shown
+    info = batchfree_command("info", cwd=tmp_path).stdout
+    assert "baseline" in info
+    assert "torch" in info
+
+
+def test_a_study_ends_with_its_report(tmp_path: Path) -> None:
+    done = batchfree_command(
+        "study", "norm-batch", "--norms", "bn,gn", "--norm-batch", "32,1", *QUICK, "--out", "out", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Report: out/report.html" in done.stdout
+    assert "cells 3/3" in done.stderr
+    with open(tmp_path / "out" / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["norm"], row["norm_batch"], row["status"]) for row in rows] == [
+        ("bn", "32", "done"),
+        ("bn", "1", "done"),
+        ("gn", "", "done"),
+    ]
+    (tmp_path / "out" / "report.html").unlink()
+    assert batchfree_command("report", "out", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--norms", "bn,gm"], "Did you mean gn?"),
+        (["--data", "fashionmnist"], "Did you mean fashion-mnist?"),
+        (["--model", "resnet9"], "Did you mean resnet8"),
+        (["--norm-batch", "32,5"], "does not divide the SGD batch of 32"),
+        (["--norm-batch", "32,x"], "not a whole number"),
+        (["--groups", "5"], "do not split into 5 equal groups"),
+        (["--groups", "many"], "not a whole number"),
+        (["--train-images", "5000"], "from 1 to 1438"),
+        (["--data", "fashion-mnist", "--data-dir", "."], "apt-get install dataset-fashion-mnist"),
+        (["--data", "./nowhere"], "not a folder"),
+        (["--data", "."], "no class folder"),
+        (["--seeds", "three"], "valid integer"),
+    ],
+)
+def test_bad_input_is_refused_with_status_2_and_nothing_written(
+    words: list[str], expected: str, tmp_path: Path
+) -> None:
+    done = batchfree_command("study", "norm-batch", *words, "--out", "out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert expected in " ".join(done.stderr.replace("│", " ").split())
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    done = batchfree_command("study", "norm-batch", *QUICK, "--out", ".", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "holds no study" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert batchfree_command("report", ".", cwd=tmp_path).returncode == 2
+
+
+def test_a_cell_with_missing_or_wrong_settings_is_refused(tmp_path: Path) -> None:
+    for words in (["seed=1"], ["norm=gm"], ["nonsense"]):
+        done = batchfree_command("cell", *words, "--out", "alone", cwd=tmp_path)
+        assert done.returncode == 2
+        assert "A cell needs" in " ".join(done.stderr.replace("│", " ").split())
+    assert not (tmp_path / "alone").exists()

@@ -1,0 +1,56 @@
+"""The names users build on. A change here is a change for them: say so in the changelog."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+
+import pytest
+
+SURFACE = {
+    "batchfree": {"BatchfreeError", "__version__"},
+    "batchfree.torch": {
+        "Activation", "GroupNorm", "WSConv1d", "WSConv2d", "WSConv3d", "fold", "group_norm", "standardize_weight",
+    },
+    "batchfree.convert": {"Affine", "Norm", "convert"},
+    "batchfree.study": {"DATA_SETS", "MODELS", "NormBatchSettings", "Progress", "run_cell", "run_study"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SURFACE)
+def test_public_names_are_these(name: str) -> None:
+    module = importlib.import_module(name)
+    assert set(module.__all__) == SURFACE[name]
+
+
+@pytest.mark.parametrize(
+    "name", [*SURFACE, "batchfree.errors", "batchfree.groups", "batchfree.records", "batchfree.reference"]
+)
+def test_public_functions_and_classes_say_what_they_do(name: str) -> None:
+    module = importlib.import_module(name)
+    for public in module.__all__:
+        thing = getattr(module, public)
+        if inspect.isfunction(thing) or inspect.isclass(thing):
+            assert inspect.getdoc(thing), f"{name}.{public} has no docstring"
+
+
+def test_argument_names_and_order_are_torchs() -> None:
+    import torch
+
+    from batchfree.torch import GroupNorm, WSConv2d, group_norm
+
+    ours = list(inspect.signature(group_norm).parameters)
+    theirs = list(inspect.signature(torch.nn.functional.group_norm).parameters)
+    assert ours[: len(theirs)] == theirs
+    for own, plain in ((GroupNorm, torch.nn.GroupNorm), (WSConv2d, torch.nn.Conv2d)):
+        positional = [
+            (name, parameter.default)
+            for name, parameter in inspect.signature(own).parameters.items()
+            if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+        ]
+        expected = [
+            (name, parameter.default)
+            for name, parameter in inspect.signature(plain).parameters.items()
+            if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+        ]
+        assert positional == expected

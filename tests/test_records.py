@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+
+from batchfree.errors import RecordError
+from batchfree.records import (
+    CellConfig,
+    CellResult,
+    EpochMetrics,
+    StudyRecord,
+    read_cell,
+    read_metrics,
+    read_record,
+    read_study,
+    summarise,
+    write_atomically,
+    write_record,
+)
+
+CONFIG = CellConfig(
+    study="norm-batch", data="digits", data_fingerprint="f" * 64, model="resnet8", norm="gn+ws", norm_batch=None,
+    sgd_batch=32, groups="auto", protocol="fixed-sgd", learning_rate=0.05, momentum=0.9, weight_decay=1e-4,
+    schedule="cosine", epochs=2, train_images=100, seed=3, threads=1,
+)  # fmt: skip
+
+
+def epochs(*errors: float) -> list[EpochMetrics]:
+    return [
+        EpochMetrics(epoch=number, train_loss=1.0, validation_loss=2.0 * number, error_percent=error)
+        for number, error in enumerate(errors, start=1)
+    ]
+
+
+def test_records_come_back_as_they_were_written(tmp_path: Path) -> None:
+    write_record(tmp_path / "config.json", CONFIG)
+    assert read_record(tmp_path / "config.json", CellConfig) == CONFIG
+
+
+def test_the_id_follows_every_setting_but_the_place_of_the_files() -> None:
+    assert CONFIG.cell_id.startswith("gn-ws-s3-")
+    ids = {CONFIG.cell_id}
+    for change in ({"seed": 4}, {"learning_rate": 0.1}, {"norm": "gn"}, {"data_fingerprint": "0" * 64}, {"threads": 2}):
+        ids.add(CONFIG.model_copy(update=change).cell_id)
+    assert len(ids) == 6
+    assert CONFIG.model_copy(update={"data_dir": "/data"}).cell_id == CONFIG.cell_id
+    assert CONFIG.model_copy(update={"norm": "bn", "norm_batch": 4}).cell_id.startswith("bn-n4-s3-")
+
+
+def test_the_assignments_make_the_configuration_again() -> None:
+    for config in (CONFIG, CONFIG.model_copy(update={"groups": 8, "norm_batch": 2, "data": "/a path/with = signs"})):
+        words = shlex.split(config.command("some where"))
+        assert words[:2] == ["batchfree", "cell"]
+        assert words[-2:] == ["--out", "some where"]
+        values = dict(word.split("=", 1) for word in words[2:-2])
+        assert CellConfig.model_validate_strings(values) == config
+
+
+def test_the_error_is_the_median_of_the_last_five_epochs() -> None:
+    result = summarise("id", epochs(90, 1, 50, 20, 30, 10, 40), [1, 2])
+    assert result.error_percent == 30  # of 50, 20, 30, 10, 40
+    assert result.final_error_percent == 40
+    assert result.best_error_percent == 1
+    assert result.validation_loss == 14
+    assert result.num_groups == (1, 2)
+    assert summarise("id", epochs(10, 20), []).error_percent == 15
+
+
+def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "result.json"
+    write_atomically(path, b"old")
+
+    def full_disk(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_line_that_was_cut_short_is_left_out_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert read_metrics(path) == ()
+    lines = [line.model_dump_json() for line in epochs(3, 4)]
+    path.write_text(f"{lines[0]}\n{lines[1][:20]}")
+    assert [line.error_percent for line in read_metrics(path)] == [3]
+    path.write_text(f"{lines[0][:20]}\n{lines[1]}\n")
+    with pytest.raises(RecordError, match=str(path)):
+        read_metrics(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "pattern"),
+    [
+        (b"", "not a JSON record"),
+        (b"[1, 2]", "not a JSON record"),
+        (b'{"schema_version": 1, "cell_id"', "cut short or edited"),
+        (b'{"schema_version": 2}', "schema version 2"),
+        (b"{}", "schema version None"),
+        (b'{"schema_version": 1, "cell_id": "a", "status": "fine"}', "status"),
+        (b'{"schema_version": 1, "cell_id": "a", "status": "done", "colour": 1}', "colour"),
+        (b"\xff\xfe", "cannot be read"),
+    ],
+)
+def test_a_damaged_or_foreign_file_is_refused_by_name(tmp_path: Path, content: bytes, pattern: str) -> None:
+    path = tmp_path / "result.json"
+    path.write_bytes(content)
+    with pytest.raises(RecordError, match=pattern) as caught:
+        read_record(path, CellResult)
+    assert str(path) in str(caught.value)
+
+
+def test_infinite_and_missing_numbers_survive(tmp_path: Path) -> None:
+    metrics = EpochMetrics(epoch=1, train_loss=float("inf"), validation_loss=float("nan"), error_percent=90.0)
+    write_record(tmp_path / "record.json", metrics)
+    back = read_record(tmp_path / "record.json", EpochMetrics)
+    assert back.train_loss == float("inf")
+    assert back.validation_loss != back.validation_loss
+
+
+def test_a_study_lists_its_cells_in_order_whether_they_ran_or_not(tmp_path: Path) -> None:
+    second = CONFIG.model_copy(update={"seed": 1})
+    write_record(
+        tmp_path / "study.json", StudyRecord(study="norm-batch", command="c", settings={}, cells=(CONFIG, second))
+    )
+    folder = tmp_path / "cells" / second.cell_id
+    folder.mkdir(parents=True)
+    write_record(folder / "config.json", second)
+    result = CellResult(cell_id=second.cell_id, status="failed", reason="killed")
+    write_record(folder / "result.json", result)
+    study, cells = read_study(tmp_path)
+    assert study.command == "c"
+    assert [cell.config for cell in cells] == [CONFIG, second]
+    assert [cell.result for cell in cells] == [None, result]
+    assert read_cell(folder).cost is None
+
+
+def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="holds no study"):
+        read_study(tmp_path)

@@ -223,6 +223,8 @@ def _standardized_class(conv: Any) -> Any:
 
 
 def _copy_weights(layer: Any, copy: Any) -> None:
+    if not isinstance(copy, keras.layers.Layer):
+        return  # an operator of the graph, such as the sum in `x + 3`
     if not isinstance(copy, GroupNormalization):
         copy.set_weights(layer.get_weights())
         return

@@ -72,7 +72,7 @@ def group_norm(
 
     Source: Wu & He 2018 (arXiv 1803.08494), Eq. 1 to 7; Chan, Golub & LeVeque 1983, shifted data.
 
-    >>> group_norm(keras.random.normal((2, 8, 8, 32)), groups=4, activation="relu").shape
+    >>> tuple(group_norm(keras.random.normal((2, 8, 8, 32)), groups=4, activation="relu").shape)
     (2, 8, 8, 32)
     """
     x = ops.convert_to_tensor(x)

@@ -50,7 +50,7 @@ class GroupNormalization(keras.layers.Layer):
 
     Source: Wu & He 2018 (arXiv 1803.08494).
 
-    >>> GroupNormalization(8, activation="relu")(keras.random.normal((2, 16, 16, 64))).shape
+    >>> tuple(GroupNormalization(8, activation="relu")(keras.random.normal((2, 16, 16, 64))).shape)
     (2, 16, 16, 64)
     """
 

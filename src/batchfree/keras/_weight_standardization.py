@@ -42,7 +42,7 @@ def standardize_kernel(kernel: Any, variant: Variant = "bit", epsilon: float | N
 
     Source: Kolesnikov et al. 2020 (BiT, arXiv 1912.11370) and Qiao et al. 2019 (arXiv 1903.10520; their code).
 
-    >>> standardize_kernel(keras.random.normal((3, 3, 16, 32))).shape
+    >>> tuple(standardize_kernel(keras.random.normal((3, 3, 16, 32))).shape)
     (3, 3, 16, 32)
     """
     kernel = ops.convert_to_tensor(kernel)
@@ -197,7 +197,7 @@ class WeightStandardizedConv2D(_StandardizedConv, keras.layers.Conv2D):
 
     Source: Qiao et al. 2019 (arXiv 1903.10520); Kolesnikov et al. 2020 (arXiv 1912.11370).
 
-    >>> WeightStandardizedConv2D(8, 3, padding="same")(keras.random.normal((2, 16, 16, 3))).shape
+    >>> tuple(WeightStandardizedConv2D(8, 3, padding="same")(keras.random.normal((2, 16, 16, 3))).shape)
     (2, 16, 16, 8)
     """
 

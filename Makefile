@@ -11,8 +11,9 @@ BUILD_FILES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard cpp/*)
 study: $(VENV)/study.stamp
 	$(BIN)/batchfree study norm-batch --out runs/norm-batch
 
+# Two workers with one thread each: more threads than cores make small tests several times slower.
 test: lint types
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -26,8 +27,8 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .
 
 $(BIN)/python:
-	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else f"batchfree needs Python 3.10 or newer; {sys.executable} is {sys.version.split()[0]}. Run: make PYTHON=python3.11 ...")'
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"The pinned versions need Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Run: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/study.stamp: $(BUILD_FILES) | $(BIN)/python
 	@echo "Installing batchfree[study] into $(VENV) (some minutes the first time)"

@@ -24,7 +24,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "torch": ({"_core", "groups", "errors"}, {"torch"}),
     "keras": ({"groups", "errors"}, {"keras"}),
     "convert": ({"torch", "groups", "errors"}, {"torch"}),
-    "records": ({"errors"}, {"pydantic"}),
+    "records": ({"errors"}, {"pydantic", "typing_extensions"}),
     "study": (
         {"convert", "torch", "records", "errors", ""},
         {"torch", "pydantic", "numpy", "PIL", "sklearn", "safetensors", "filelock"},

@@ -92,8 +92,18 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
     assert batchfree_command("report", ".", cwd=tmp_path).returncode == 2
 
 
+def test_an_out_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in ("file", "file/out", "/proc/nothing/here"):
+        done = batchfree_command("study", "norm-batch", *QUICK, "--out", out, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "Pass another --out" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_a_cell_with_missing_or_wrong_settings_is_refused(tmp_path: Path) -> None:
-    for words in (["seed=1"], ["norm=gm"], ["nonsense"]):
+    for words in (["seed=1"], ["norm=gm"], ["nonsense"], ["norm=bn", "sgd_batch=32", "norm_batch=5"]):
         done = batchfree_command("cell", *words, "--out", "alone", cwd=tmp_path)
         assert done.returncode == 2
         assert "A cell needs" in " ".join(done.stderr.replace("│", " ").split())

@@ -46,7 +46,8 @@ def test_the_id_follows_every_setting_but_the_place_of_the_files() -> None:
     for change in ({"seed": 4}, {"learning_rate": 0.1}, {"norm": "gn"}, {"data_fingerprint": "0" * 64}, {"threads": 2}):
         ids.add(CONFIG.model_copy(update=change).cell_id)
     assert len(ids) == 6
-    assert CONFIG.model_copy(update={"data_dir": "/data"}).cell_id == CONFIG.cell_id
+    for place in ({"data_dir": "/data"}, {"data": "/moved/images"}):
+        assert CONFIG.model_copy(update=place).cell_id == CONFIG.cell_id
     assert CONFIG.model_copy(update={"norm": "bn", "norm_batch": 4}).cell_id.startswith("bn-n4-s3-")
 
 

@@ -140,5 +140,7 @@ def test_weight_standardization_backward_matches_torch_autograd(variant: referen
 def test_unknown_names_are_refused_with_the_nearest() -> None:
     with pytest.raises(ArgumentError, match="silu"):
         reference.group_norm(random(1, 2, 3), 1, activation="sliu")
+    with pytest.raises(ArgumentError, match="fan-in of 1"):
+        reference.standardize_weight(random(4, 1, 1))
     with pytest.raises(ArgumentError, match="qiao"):
         reference.standardize_weight(random(2, 3), "qia")  # type: ignore[arg-type]

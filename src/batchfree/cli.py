@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +25,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
+    pretty_exceptions_enable=False,  # a crash's last line is its reason, whole
     help="Vision networks that do not depend on the batch: studies and their reports.",
 )
 study_app = typer.Typer(
@@ -32,8 +33,10 @@ study_app = typer.Typer(
 )
 app.add_typer(study_app, name="study")
 
-#: Exit statuses: 0 all cells finished, 1 some failed, 2 the input is refused, 130 interrupted, 143 terminated.
-FAILED, REFUSED, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+#: Exit statuses: 0 all cells finished, 1 some failed, 2 the input is refused, 128 + n ended by signal n.
+FAILED, REFUSED, SIGNALLED = 1, 2, 128
+
+STOPPING_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def run() -> None:
@@ -100,13 +103,13 @@ def norm_batch(
         threads=threads,
     )
     command = shlex.join(["batchfree", *sys.argv[1:]])
-    signal.signal(signal.SIGTERM, _terminate)
+    received = _raise_on_signals()
     try:
         with _ProgressBar() as bar:
             results = run_study(settings, out, jobs=jobs, command=command, on_progress=bar.show)
     except KeyboardInterrupt:
         print(f"\nStopped. Finished cells are kept in {out}; the same command goes on from there.", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(SIGNALLED + received[0]) from None
     report(out)
     failed = [result for result in results if result.status == "failed"]
     for result in failed:
@@ -129,15 +132,22 @@ def cell(
     out: Annotated[Path, typer.Option(help="Folder of this one run.")],
 ) -> None:
     """One training run of a study, alone: the command that the report gives for each cell."""
-    from batchfree.study import run_cell
+    from batchfree.study import PARENT_VARIABLE, run_cell
 
-    asked_to_stop = threading.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: asked_to_stop.set())
-    result = run_cell(_cell_config(assignments), out, asked_to_stop.is_set)
+    received: list[int] = []
+    for number in STOPPING_SIGNALS:
+        signal.signal(number, lambda given, _frame: received.append(given))
+    study = os.environ.get(PARENT_VARIABLE)
+
+    def should_stop() -> bool:
+        if study is not None and os.getppid() != int(study):
+            received.append(signal.SIGHUP)  # the study is gone, by whatever end
+        return bool(received)
+
+    result = run_cell(_cell_config(assignments), out, should_stop)
     if result is None:
         print("Stopped; a checkpoint is written. The same command goes on from there.", flush=True)
-        raise typer.Exit(TERMINATED)
+        raise typer.Exit(SIGNALLED + received[0])
     print(_outcome(result))
 
 
@@ -222,6 +232,14 @@ def _number(option: str, word: str) -> int:
         ) from None
 
 
-def _terminate(*_: object) -> None:
-    """SIGTERM ends a study as Ctrl-C does: children first."""
-    raise KeyboardInterrupt
+def _raise_on_signals() -> list[int]:
+    """SIGTERM and a closed terminal end a study as Ctrl-C does: children first. The list gets the signal's number."""
+    received: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    for number in STOPPING_SIGNALS:
+        signal.signal(number, stop)
+    return received

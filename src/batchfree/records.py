@@ -19,11 +19,23 @@ import shlex
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from batchfree.errors import RecordError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "BATCH_FREE_NORMS",
@@ -85,25 +97,35 @@ class CellConfig(Record):
     data_fingerprint: str  # SHA-256 of the images and labels this cell sees
     model: str
     norm: Norm
-    norm_batch: int | None = None
-    sgd_batch: int
-    groups: int | Literal["auto"]
+    norm_batch: PositiveInt | None = None
+    sgd_batch: PositiveInt
+    groups: PositiveInt | Literal["auto"]
     protocol: Protocol
-    learning_rate: float
-    momentum: float
-    weight_decay: float
+    learning_rate: Annotated[FiniteFloat, Field(gt=0)]
+    momentum: FiniteFloat
+    weight_decay: FiniteFloat
     schedule: Literal["cosine", "step"]
-    epochs: int
-    train_images: int
-    image_size: int | None = None  # side in pixels; only a folder of images is resized
-    seed: int
-    threads: int
-    data_dir: str | None = None  # where the files of a named data set lie; not part of what the cell is
+    epochs: PositiveInt
+    train_images: PositiveInt
+    image_size: PositiveInt | None = None  # side in pixels; only a folder of images is resized
+    seed: NonNegativeInt
+    threads: PositiveInt
+    data_dir: str | None = None  # where the files of a named data set lie
+
+    @model_validator(mode="after")
+    def _norm_batch_fits(self) -> Self:
+        if self.norm == "bn" and (self.norm_batch is None or self.sgd_batch % self.norm_batch):
+            raise ValueError(
+                f"Batch Norm with norm_batch={self.norm_batch} and sgd_batch={self.sgd_batch}: a norm batch that "
+                f"divides the SGD batch is needed"
+            )
+        return self
 
     @property
     def cell_id(self) -> str:
         """Folder name: what the cell is, in short, and the hash of its whole configuration."""
-        identity = self.model_dump_json(exclude={"data_dir"})
+        # Where the images lie is not what they are: the fingerprint is.
+        identity = self.model_dump_json(exclude={"data", "data_dir"})
         digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
         batch = "" if self.norm_batch is None else f"-n{self.norm_batch}"
         return f"{self.norm.replace('+', '-')}{batch}-s{self.seed}-{digest}"

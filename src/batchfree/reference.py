@@ -265,6 +265,11 @@ def _filters(weight: npt.ArrayLike, variant: str, eps: float | None) -> tuple[Ar
     centred = filters - filters.mean(axis=1, keepdims=True)
     squares = (centred**2).sum(axis=1, keepdims=True)
     fan_in = filters.shape[1]
+    if fan_in < 2:
+        raise ArgumentError(
+            f"a weight of shape {array.shape} has a fan-in of {fan_in}: each filter is its own mean. At least 2 are "
+            f"needed. Keep this convolution plain."
+        )
     if variant == "bit":
         deviation = np.sqrt(squares / fan_in)
         return centred, deviation, np.sqrt(squares / fan_in + (1e-10 if eps is None else eps))

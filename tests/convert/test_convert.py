@@ -102,6 +102,16 @@ def test_a_norm_keeps_eps_dtype_training_flag_frozen_parameters_and_hooks() -> N
     assert called == ["before", "forward"]
 
 
+def test_backward_hooks_of_both_kinds_still_fire() -> None:
+    called = []
+    full, pre = nn.BatchNorm2d(16), nn.BatchNorm2d(16)
+    full.register_full_backward_hook(lambda *_: called.append("full"))
+    pre.register_full_backward_pre_hook(lambda *_: called.append("pre"))
+    converted = convert(nn.Sequential(full, pre))
+    converted(torch.randn(1, 16, 2, 2, requires_grad=True)).square().sum().backward()
+    assert called == ["pre", "full"]
+
+
 def test_a_shared_norm_is_replaced_at_every_name_by_one_layer() -> None:
     norm = nn.BatchNorm2d(16)
     model = nn.Sequential(norm, nn.Sequential(nn.ReLU(), norm), norm)

@@ -92,6 +92,12 @@ def test_running_changes_neither_the_model_nor_the_random_numbers() -> None:
         assert torch.equal(value, before[name])
 
 
+def test_inputs_made_for_inference_serve_too() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    with torch.inference_mode():
+        assert dataflow_by_running(model, torch.ones(2, 3, 5, 5)).normalised_convolutions == {"0"}
+
+
 def test_a_model_that_cannot_be_traced_is_run_instead_when_inputs_are_given() -> None:
     with pytest.raises(ConversionError, match="example_inputs"):
         dataflow_by_tracing(DependsOnItsData())

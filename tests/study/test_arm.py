@@ -43,7 +43,7 @@ def test_each_arm_has_its_norm_and_no_other(cell: CellConfig, digits: ImageData)
 @pytest.mark.parametrize("norm", BATCH_FREE_NORMS)
 def test_the_norm_batch_cannot_reach_a_batch_free_arm(norm: Norm, cell: CellConfig, digits: ImageData) -> None:
     """Micro-batches of any size accumulate to the gradient of the whole batch: one run stands for all norm batches."""
-    images, labels = digits.standardise(digits.train_images[:8]).double(), digits.train_labels[:8]
+    images, labels = digits.standardised()[0][:8].double(), digits.train_labels[:8]
     gradients = []
     for norm_batch in (8, 2, 1):
         network = build_network(arm(cell, norm), digits).double()
@@ -64,7 +64,7 @@ def test_the_norm_batch_cannot_reach_a_batch_free_arm(norm: Norm, cell: CellConf
 
 def test_the_norm_batch_does_reach_batch_norm(cell: CellConfig, digits: ImageData) -> None:
     """The claim above can fail: the same check on the Batch Norm arm does."""
-    images, labels = digits.standardise(digits.train_images[:8]), digits.train_labels[:8]
+    images, labels = digits.standardised()[0][:8], digits.train_labels[:8]
     gradients = []
     for norm_batch in (8, 2):
         network = build_network(arm(cell, "bn", norm_batch=norm_batch), digits)

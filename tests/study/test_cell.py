@@ -20,14 +20,6 @@ def stop_after(steps: int) -> Callable[[], bool]:
     return lambda: next(calls) >= steps
 
 
-@pytest.fixture(autouse=True)
-def _restore_torch() -> object:
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
-
-
 def test_a_finished_cell_has_all_its_files_and_learned_something(cell: CellConfig, tmp_path: Path) -> None:
     data = load_data("digits").take(640)
     larger = {"train_images": 640, "data_fingerprint": data.fingerprint(), "epochs": 6}
@@ -106,6 +98,23 @@ def test_a_folder_holds_one_cell(cell: CellConfig, tmp_path: Path) -> None:
         run_cell(cell.model_copy(update={"seed": 5}), tmp_path)
 
 
+def test_lost_metrics_cost_time_and_not_the_numbers(cell: CellConfig, tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    run_cell(cell, whole)
+    run_cell(cell, stopped, stop_after(7))
+    (stopped / "metrics.jsonl").write_bytes(b"")  # as a power cut leaves it
+    run_cell(cell, stopped)
+    assert (stopped / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+def test_the_callers_process_is_left_as_it_was(cell: CellConfig, tmp_path: Path) -> None:
+    torch.manual_seed(123)
+    before = torch.get_rng_state(), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    run_cell(cell.model_copy(update={"threads": 2 if before[1] == 1 else 1}), tmp_path)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before[1:]
+
+
 def test_two_processes_do_not_write_one_cell(cell: CellConfig, tmp_path: Path) -> None:
     with filelock.FileLock(tmp_path / ".lock"), pytest.raises(StudyError, match="another process"):
         run_cell(cell, tmp_path)
@@ -114,7 +123,7 @@ def test_two_processes_do_not_write_one_cell(cell: CellConfig, tmp_path: Path) -
 def test_changed_data_is_refused(cell: CellConfig, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="fingerprint"):
         run_cell(cell.model_copy(update={"data_fingerprint": "0" * 64}), tmp_path)
-    assert not (tmp_path / "result.json").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == []
 
 
 def test_the_order_is_a_permutation_that_follows_seed_and_epoch_alone() -> None:

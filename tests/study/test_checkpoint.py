@@ -25,7 +25,7 @@ def test_weights_momentum_and_counters_come_back_bit_for_bit(tmp_path: Path) -> 
     network, optimizer = trained()
     save_checkpoint(tmp_path / "checkpoint", STATE, network, optimizer)
     other, other_optimizer = trained()
-    assert load_checkpoint(tmp_path / "checkpoint", other, other_optimizer) == STATE
+    assert load_checkpoint(tmp_path / "checkpoint", other, other_optimizer, metrics_bytes=11) == STATE
     for name, value in network.state_dict().items():
         assert torch.equal(other.state_dict()[name], value)
     for ours, theirs in zip(network.parameters(), other.parameters(), strict=True):
@@ -46,10 +46,17 @@ def test_a_flipped_bit_anywhere_and_a_cut_file_are_found(tmp_path: Path) -> None
         flipped[position] ^= 1
         path.write_bytes(flipped)
         with pytest.raises(RecordError):
-            load_checkpoint(path, network, optimizer)
+            load_checkpoint(path, network, optimizer, metrics_bytes=11)
     for cut in (0, 5, 100, len(whole) - 1):
         path.write_bytes(whole[:cut])
         with pytest.raises(RecordError):
-            load_checkpoint(path, network, optimizer)
+            load_checkpoint(path, network, optimizer, metrics_bytes=11)
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_a_checkpoint_whose_metrics_were_lost_is_refused(tmp_path: Path) -> None:
+    network, optimizer = trained()
+    save_checkpoint(tmp_path / "checkpoint", STATE, network, optimizer)
+    with pytest.raises(RecordError, match="lines were lost"):
+        load_checkpoint(tmp_path / "checkpoint", network, optimizer, metrics_bytes=10)

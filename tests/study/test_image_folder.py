@@ -69,6 +69,38 @@ def test_an_unreadable_image_is_refused_by_name(image_folder: Path) -> None:
         read_image_folder(image_folder, 8)
 
 
+def test_an_image_of_more_than_eight_bits_is_refused_rather_than_clipped(image_folder: Path) -> None:
+    deep = image_folder / "red" / "4.png"
+    Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(deep)
+    with pytest.raises(DataError, match="would clip"):
+        read_image_folder(image_folder, 8)
+
+
+def test_an_image_bomb_is_refused(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match="exceeds limit"):
+        read_image_folder(image_folder, 8)
+
+
+def test_a_photo_is_turned_the_way_its_camera_says(tmp_path: Path) -> None:
+    pixels = np.zeros((10, 10, 3), np.uint8)
+    pixels[:5] = 250  # bright above
+    turned = Image.Exif()
+    turned[0x0112] = 3  # upside down
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for index in range(2):
+            Image.fromarray(pixels).save(tmp_path / name / f"{index}.png", exif=turned)
+    (training, _), _, _ = read_image_folder(tmp_path, 10)
+    assert (training[:, :, 6:] > 200).all()
+    assert (training[:, :, :4] < 50).all()
+
+
+def test_a_class_may_be_called_train(image_folder: Path) -> None:
+    (image_folder / "red").rename(image_folder / "train")
+    assert read_image_folder(image_folder, 8)[2] == ("blue", "train")
+
+
 def test_a_folder_without_enough_classes_or_images_is_refused(image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for folder, pattern in (

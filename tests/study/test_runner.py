@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import filelock
 import pytest
 
 from batchfree.errors import StudyError
@@ -110,7 +111,8 @@ def test_an_interrupt_leaves_no_child_and_loses_nothing(quick: NormBatchSettings
     assert "going on from step" in logs
 
 
-def test_a_terminated_command_takes_its_children_along(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_terminated_command_takes_its_children_along(number: signal.Signals, tmp_path: Path) -> None:
     words = ["study", "norm-batch", "--norms", "gn", "--seeds", "2", "--epochs", "500", "--train-images", "160"]
     words += ["--jobs", "2", "--out", str(tmp_path / "out")]
     process = subprocess.Popen([sys.executable, "-m", "batchfree", *words], stderr=subprocess.PIPE)
@@ -118,11 +120,53 @@ def test_a_terminated_command_takes_its_children_along(tmp_path: Path) -> None:
     while len(children(tmp_path)) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
     assert len(children(tmp_path)) == 2
-    process.terminate()
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert b"the same command goes on from there" in errors
     assert not children(tmp_path)
+
+
+def test_children_of_a_killed_study_stop_by_themselves_and_the_next_one_goes_on(tmp_path: Path) -> None:
+    words = ["study", "norm-batch", "--norms", "gn", "--seeds", "1", "--epochs", "40", "--train-images", "160"]
+    words += ["--out", str(tmp_path / "out")]
+    process = subprocess.Popen([sys.executable, "-m", "batchfree", *words], stderr=subprocess.DEVNULL)
+    metrics: list[Path] = []
+    while not metrics:
+        time.sleep(0.1)
+        metrics = [path for path in tmp_path.rglob("metrics.jsonl") if path.stat().st_size]
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while children(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not children(tmp_path)
+    assert (metrics[0].parent / "checkpoint.safetensors").exists()
+    subprocess.run([sys.executable, "-m", "batchfree", *words], check=True, capture_output=True)
+    assert (metrics[0].parent / "result.json").exists()
+
+
+def test_two_studies_do_not_share_a_folder_at_the_same_time(quick: NormBatchSettings, tmp_path: Path) -> None:
+    with filelock.FileLock(tmp_path / ".lock"), pytest.raises(StudyError, match="another process"):
+        run_study(quick, tmp_path)
+
+
+def test_a_crash_is_a_row_with_its_whole_last_line(
+    quick: NormBatchSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cause = "a reason of more than eighty characters, " * 3
+    crash = tmp_path / "crash"
+    crash.mkdir()
+    # Python imports this module at start, in the cells: the data set's reader fails there
+    (crash / "sitecustomize.py").write_text(
+        f"import sys\nif 'cell' in sys.argv or 'cell' in sys.orig_argv:\n"
+        f"    import sklearn.datasets\n    def load_digits(): raise RuntimeError({cause!r})\n"
+        f"    sklearn.datasets.load_digits = load_digits\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(crash))
+    results = run_study(quick.model_copy(update={"norms": ("gn",)}), tmp_path / "out")
+    assert [result.status for result in results] == ["failed"]
+    assert results[0].reason == f"ended with exit code 1: RuntimeError: {cause.strip()}"
 
 
 def test_a_folder_holds_one_study(quick: NormBatchSettings, tmp_path: Path) -> None:

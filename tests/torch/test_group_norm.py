@@ -4,15 +4,18 @@ import copy
 import doctest
 import pickle
 import re
+import warnings
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from batchfree import reference
+from batchfree.convert import convert
 from batchfree.errors import ArgumentError, GroupError
 from batchfree.torch import GroupNorm, _group_norm, group_norm
 from tests.closeness import assert_close
@@ -167,6 +170,22 @@ def test_layer_survives_pickle_and_deepcopy() -> None:
     x = tensor(2, 12, 5, 5)
     for copied in (pickle.loads(pickle.dumps(norm)), copy.deepcopy(norm)):
         assert torch.equal(copied(x), norm(x))
+
+
+def test_layer_traces_as_torchs_does() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 12, 3), GroupNorm(3, 12, activation="relu"))
+    x = tensor(2, 3, 8, 8)
+    assert torch.equal(torch.fx.symbolic_trace(network)(x), network(x))
+    assert torch.equal(torch.export.export(network, (x,)).module()(x), network(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is on its way out, and still in use
+        assert torch.equal(torch.jit.trace(network, x)(x), network(x))
+
+
+def test_a_converted_network_gives_its_features() -> None:
+    network = convert(torchvision.models.resnet18(weights=None), "gn")
+    features = torchvision.models.feature_extraction.create_feature_extractor(network, ["layer2"])
+    assert features(tensor(1, 3, 64, 64))["layer2"].shape == (1, 128, 8, 8)
 
 
 def test_groups_that_do_not_divide_are_refused_with_a_mend_that_works() -> None:

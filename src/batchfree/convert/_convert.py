@@ -187,7 +187,7 @@ def _take_over_affine(converted: GroupNorm, norm: _BatchNorm, affine: Affine) ->
 
 def _carry_hooks(old: nn.Module, new: nn.Module) -> None:
     for name, value in old.__dict__.items():
-        if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")) and "state_dict" not in name:
+        if "_hook" in name and "state_dict" not in name:  # which kind the backward ones are included
             new.__dict__[name] = value
 
 

@@ -45,7 +45,9 @@ def dataflow_by_running(model: nn.Module, example_inputs: Tensor | tuple[object,
         example_inputs: the positional arguments of one call; a lone tensor is one argument.
     """
     probe = copy.deepcopy(model)
-    arguments = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    given = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    with torch.inference_mode(False):  # an inference tensor has no version counter; a clone does
+        arguments = tuple(value.clone() if isinstance(value, Tensor) else value for value in given)
     # Outputs are kept alive, so that no later tensor can have the same id; the version counter tells whether an
     # in-place operator changed one on its way to the norm.
     outputs: dict[int, tuple[str, Tensor, int]] = {}
@@ -75,7 +77,8 @@ def dataflow_by_running(model: nn.Module, example_inputs: Tensor | tuple[object,
             watch_convolution(name, module)
         elif isinstance(module, _BatchNorm):
             watch_norm(name, module.eval())
-    with torch.no_grad(), torch.random.fork_rng():  # dropout must not move the caller's random numbers
+    # Dropout must not move the caller's random numbers.
+    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng():
         probe(*arguments)
     return Dataflow(
         frozenset(name for name, count in normalised.items() if count == calls[name]), smallest, frozenset(smallest)

@@ -12,6 +12,6 @@ from batchfree.study._cell import run_cell  # noqa: E402 (after the checks for t
 from batchfree.study._data import DATA_SETS  # noqa: E402
 from batchfree.study._models import MODELS  # noqa: E402
 from batchfree.study._norm_batch import NormBatchSettings  # noqa: E402
-from batchfree.study._runner import Progress, run_study  # noqa: E402
+from batchfree.study._runner import PARENT_VARIABLE, Progress, run_study  # noqa: E402
 
-__all__ = ["DATA_SETS", "MODELS", "NormBatchSettings", "Progress", "run_cell", "run_study"]
+__all__ = ["DATA_SETS", "MODELS", "PARENT_VARIABLE", "NormBatchSettings", "Progress", "run_cell", "run_study"]

@@ -29,9 +29,10 @@ def build_network(config: CellConfig, data: ImageData) -> nn.Module:
         StudyError: Batch Norm would see one value per channel.
         ConversionError: the groups do not divide a layer's channels, or hold one value.
     """
-    torch.manual_seed(config.seed)
-    channels = data.train_images.shape[1]
-    network = build_model(config.model, in_channels=channels, num_classes=len(data.classes))
+    with torch.random.fork_rng():  # the caller's random numbers stay where they are
+        torch.manual_seed(config.seed)
+        channels = data.train_images.shape[1]
+        network = build_model(config.model, in_channels=channels, num_classes=len(data.classes))
     example = torch.zeros(1, *data.train_images.shape[1:])
     if config.norm == "bn":
         assert config.norm_batch is not None

@@ -8,10 +8,12 @@ at any step goes on from its checkpoint to the same bits.
 from __future__ import annotations
 
 import math
+import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import filelock
@@ -37,7 +39,7 @@ from batchfree.study._arm import build_network, group_counts
 from batchfree.study._checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from batchfree.study._data import ImageData, load_data
 
-__all__ = ["run_cell"]
+__all__ = ["only_writer", "run_cell"]
 
 CHECKPOINT_SECONDS = 30.0
 VALIDATION_BATCH = 100  # speed only: in evaluation no norm sees the batch, and maps of 100 images stay in cache
@@ -56,40 +58,74 @@ def run_cell(config: CellConfig, folder: Path, should_stop: Callable[[], bool] =
         StudyError: `folder` belongs to another cell, or another process is at work in it.
         DataError: the data set is missing, or is not the one the configuration was made for.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise StudyError(
-            f"another process is at work in {folder}. One writes a cell at a time. Wait for it, or pass another --out."
-        ) from None
-    with lock:
-        _claim(folder, config)
+    with only_writer(folder):
+        _check_owner(folder, config)
         result_file = folder / "result.json"
         if result_file.exists():
             result = read_record(result_file, CellResult)
             if result.status != "failed":
                 return result
-        torch.set_num_threads(config.threads)
-        torch.use_deterministic_algorithms(True)
-        data = _load_checked(config)
-        write_record(folder / "environment.json", _environment(config))
-        return _Run(config, folder, data, should_stop).finish()
+        with _pinned(config.threads):
+            data = _load_checked(config)
+            network = build_network(config, data)
+            write_record(folder / "config.json", config)
+            write_record(folder / "environment.json", _environment(config))
+            return _Run(config, folder, data, network, should_stop).finish()
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Holds `folder`, made if it is not there, for one process.
+
+    Raises:
+        StudyError: another process holds it, or it cannot be written.
+    """
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise StudyError(
+            f"another process is at work in {folder}. One writes a folder at a time. Wait for it, or "
+            f"pass another --out."
+        ) from None
+    except OSError as error:
+        raise StudyError(
+            f"{folder} cannot be written ({error.strerror or error}). A folder on a disk with room is needed. "
+            f"Pass another --out, or mend this one."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _pinned(threads: int) -> Iterator[None]:
+    """That many threads and deterministic algorithms; the caller's settings afterwards."""
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
 
 
 class _Run:
     """A training run in memory, and its files."""
 
-    def __init__(self, config: CellConfig, folder: Path, data: ImageData, should_stop: Callable[[], bool]) -> None:
+    def __init__(
+        self, config: CellConfig, folder: Path, data: ImageData, network: nn.Module, should_stop: Callable[[], bool]
+    ) -> None:
         self.config = config
         self.folder = folder
         self.should_stop = should_stop
-        self.train_images = data.standardise(data.train_images)
-        self.validation_images = data.standardise(data.validation_images)
+        self.train_images, self.validation_images = data.standardised()
         self.train_labels = data.train_labels
         self.validation_labels = data.validation_labels
-        self.network = build_network(config, data)
+        self.network = network
         self.optimizer = torch.optim.SGD(
             self.network.parameters(),
             lr=config.learning_rate,
@@ -158,6 +194,8 @@ class _Run:
         ).model_dump_json()
         with open(self.metrics, "ab") as file:
             file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())  # a checkpoint that counts on this line may follow
             self.state.metrics_bytes = file.tell()
         self.state.epoch += 1
         self.state.step = 0
@@ -167,8 +205,9 @@ class _Run:
         """The state of the last checkpoint, or a new one; lines of metrics that came after it are cut off."""
         state = TrainingState()
         if self.checkpoint.exists():
+            logged = self.metrics.stat().st_size if self.metrics.exists() else 0
             try:
-                state = load_checkpoint(self.checkpoint, self.network, self.optimizer)
+                state = load_checkpoint(self.checkpoint, self.network, self.optimizer, metrics_bytes=logged)
                 print(f"going on from step {state.step} of epoch {state.epoch + 1}", flush=True)
             except RecordError as error:
                 print(f"{error} Starting anew.", flush=True)
@@ -196,13 +235,9 @@ class _DivergedError(Exception):
     """The loss is not finite any more."""
 
 
-def _claim(folder: Path, config: CellConfig) -> None:
+def _check_owner(folder: Path, config: CellConfig) -> None:
     path = folder / "config.json"
-    if not path.exists():
-        write_record(path, config)
-        return
-    owner = read_record(path, CellConfig)
-    if owner.cell_id != config.cell_id:
+    if path.exists() and (owner := read_record(path, CellConfig)).cell_id != config.cell_id:
         raise StudyError(
             f"{folder} belongs to the cell {owner.cell_id}, and {config.cell_id} was asked for. A folder holds one "
             f"cell. Pass another --out."

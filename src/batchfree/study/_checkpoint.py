@@ -46,11 +46,14 @@ def save_checkpoint(path: Path, state: TrainingState, network: nn.Module, optimi
     write_atomically(path, save(tensors, metadata))
 
 
-def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.SGD) -> TrainingState:
+def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.SGD, *, metrics_bytes: int) -> TrainingState:
     """Puts weights and momentum back and returns the counters.
 
+    Args:
+        metrics_bytes: what metrics.jsonl holds; less than the checkpoint counts on means that lines were lost.
+
     Raises:
-        RecordError: the file is damaged; nothing was changed.
+        RecordError: the file is damaged, or metrics are missing; nothing was changed.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -62,13 +65,19 @@ def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.SGD) 
         ) from error
     if _digest(tensors, metadata.get("state", "")) != metadata.get("sha256"):
         raise RecordError(f"{path} does not match its SHA-256: it was damaged. Delete it: the cell starts anew.")
+    state = TrainingState(**json.loads(metadata["state"]))
+    if metrics_bytes < state.metrics_bytes:
+        raise RecordError(
+            f"{path} counts on {state.metrics_bytes} bytes of metrics.jsonl, which holds {metrics_bytes}: lines were "
+            f"lost. Delete it: the cell starts anew."
+        )
     network.load_state_dict(
         {name.removeprefix("network."): tensor for name, tensor in tensors.items() if name.startswith("network.")}
     )
     for name, parameter in network.named_parameters():
         if f"momentum.{name}" in tensors:
             optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{name}"]
-    return TrainingState(**json.loads(metadata["state"]))
+    return state
 
 
 def _digest(tensors: dict[str, Tensor], counters: str) -> str:

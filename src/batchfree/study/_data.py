@@ -60,12 +60,17 @@ class ImageData:
             digest.update(part.contiguous().numpy().data)
         return digest.hexdigest()
 
-    def standardise(self, images: Tensor) -> Tensor:
-        """`images` as float32 with mean 0 and deviation 1 per channel over the training part."""
-        pixels = self.train_images.double()
-        mean = pixels.mean(dim=(0, 2, 3), keepdim=True)
-        deviation = pixels.std(dim=(0, 2, 3), keepdim=True).clamp_min(1.0)  # a channel may be blank
-        return ((images - mean) / deviation).float()
+    def standardised(self) -> tuple[Tensor, Tensor]:
+        """Training and validation images as float32, with mean 0 and deviation 1 per channel over the training part."""
+        means, deviations = [], []
+        for channel in range(self.train_images.shape[1]):
+            counts = torch.bincount(self.train_images[:, channel].flatten(), minlength=256).double()
+            values = torch.arange(256, dtype=torch.float64)
+            mean = (counts @ values) / counts.sum()
+            means.append(mean)
+            deviations.append(((counts @ (values - mean) ** 2) / counts.sum()).sqrt().clamp_min(1.0))  # may be blank
+        mean, deviation = (torch.stack(part).float().reshape(1, -1, 1, 1) for part in (means, deviations))
+        return (self.train_images - mean) / deviation, (self.validation_images - mean) / deviation
 
 
 def resolve_data(data: str) -> str:
@@ -104,7 +109,7 @@ def load_data(data: str, *, data_dir: str | None = None, image_size: int | None 
         return DATA_SETS[name](data_dir)
     if data_dir is not None:
         raise DataError(f"a data folder ({data_dir}) was given beside a path ({data}). Pass the path alone.")
-    images, labels, classes = read_image_folder(Path(name), image_size or DEFAULT_IMAGE_SIZE)
+    images, labels, classes = read_image_folder(Path(name), DEFAULT_IMAGE_SIZE if image_size is None else image_size)
     return _from_arrays(images, labels, classes)
 
 

@@ -38,7 +38,7 @@ def read_image_folder(
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder. A folder of class folders is needed. Check the path.")
     training = folder / "train"
-    if training.is_dir():
+    if training.is_dir() and any(entry.is_dir() for entry in training.iterdir()):  # else a class of that name
         validation = next((folder / name for name in VALIDATION_FOLDERS if (folder / name).is_dir()), None)
         if validation is None:
             raise DataError(
@@ -107,10 +107,14 @@ def _read(files: Files, image_size: int) -> npt.NDArray[np.uint8]:
         try:
             # Decoded by content, not by name: PNG and GIF files named .jpg are common in published sets.
             with Image.open(path) as image:
-                fitted = ImageOps.fit(image.convert("RGB"), (image_size, image_size), Image.Resampling.BILINEAR)
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+                if image.mode.startswith(("I", "F")):
+                    raise ValueError(f"its pixels are of mode {image.mode}, which 8 bits per channel would clip")
+                upright = ImageOps.exif_transpose(image).convert("RGB")
+                fitted = ImageOps.fit(upright, (image_size, image_size), Image.Resampling.BILINEAR)
+        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
             raise DataError(
-                f"{path} cannot be read as an image: {error}. Every image must decode whole. Repair or remove it."
+                f"{path} cannot be read as an image: {error}. Every image must decode whole, to 8 bits per channel. "
+                f"Repair, convert or remove it."
             ) from error
         images[index] = np.asarray(fitted).transpose(2, 0, 1)
     return images

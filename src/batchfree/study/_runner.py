@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,11 +22,14 @@ from batchfree.records import (
     read_record,
     write_record,
 )
+from batchfree.study._cell import only_writer
 from batchfree.study._norm_batch import NormBatchSettings
 
-__all__ = ["Progress", "run_study"]
+__all__ = ["PARENT_VARIABLE", "Progress", "run_study"]
 
 POLL_SECONDS = 0.1
+#: Tells a cell whose child it is: it stops, with a checkpoint, when that process is gone, however it went.
+PARENT_VARIABLE = "BATCHFREE_STUDY_PID"
 #: A cell that was asked to stop writes a checkpoint first; after this long it is killed.
 STOP_SECONDS = 30.0
 
@@ -65,12 +69,16 @@ def run_study(
         StudyError, DataError, ConversionError: nothing has been written.
         KeyboardInterrupt: after every child process has written its checkpoint and ended.
     """
+    settings.check()
     jobs = _check_jobs(jobs, settings.threads)
     data = settings.load()
     cells = settings.cells(data)
-    _claim(out, _record(settings, cells, command))
     del data  # the cells read it themselves, each in its process
-    return _LocalRun(out, cells, jobs, on_progress).finish()
+    record = _record(settings, cells, command)
+    _check_owner(out, record)
+    with only_writer(out):
+        write_record(out / "study.json", record)
+        return _LocalRun(out, cells, jobs, on_progress).finish()
 
 
 class _LocalRun:
@@ -113,7 +121,12 @@ class _LocalRun:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": str(cell.threads), "MKL_NUM_THREADS": str(cell.threads)},
+                env={
+                    **os.environ,
+                    "OMP_NUM_THREADS": str(cell.threads),
+                    "MKL_NUM_THREADS": str(cell.threads),
+                    PARENT_VARIABLE: str(os.getpid()),
+                },
                 start_new_session=True,  # Ctrl-C in the terminal reaches the study, which tells the cells to stop
             )
         self.running[cell.cell_id] = (cell, process)
@@ -183,8 +196,8 @@ def _record(settings: NormBatchSettings, cells: tuple[CellConfig, ...], command:
     return StudyRecord(study="norm-batch", command=command, settings=described, cells=cells)
 
 
-def _claim(out: Path, record: StudyRecord) -> None:
-    """Makes `out` this study's folder, or checks that it is."""
+def _check_owner(out: Path, record: StudyRecord) -> None:
+    """Refuses an `out` that holds something else than this study."""
     path = out / "study.json"
     if path.exists():
         owner = read_record(path, StudyRecord)
@@ -200,12 +213,10 @@ def _claim(out: Path, record: StudyRecord) -> None:
             f"{out} was made by a different study ({'; '.join(differing)}). A folder holds one study, so that its "
             f"report compares like with like. Pass another --out, or the settings of the first: {owner.command}"
         )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(entry.name != ".lock" for entry in out.iterdir())):
         raise StudyError(
             f"{out} exists and holds no study. A new or empty folder is needed. Pass another --out, or empty this one."
         )
-    out.mkdir(parents=True, exist_ok=True)
-    write_record(path, record)
 
 
 def _reason(returncode: int, log: Path) -> str:
@@ -219,13 +230,13 @@ def _reason(returncode: int, log: Path) -> str:
 
 @contextmanager
 def _no_second_interrupt() -> Iterator[None]:
-    """An impatient second Ctrl-C must not leave children behind."""
-    try:
-        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    except ValueError:  # not in the main thread: no signal reaches us here
+    """An impatient second Ctrl-C, or SIGTERM, must not leave children behind."""
+    if threading.current_thread() is not threading.main_thread():  # no signal reaches us here
         yield
         return
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, TypeAlias, get_args
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -38,14 +39,14 @@ def group_norm(
         residual: shape of `input`; added before the activation.
 
     Returns:
-        Shape, dtype and memory format of `input`.
+        Shape and dtype of `input`; on the CPU also its memory format.
 
     Raises:
         GroupError: G does not divide C, or each group has one value per sample.
         ArgumentError: a shape, `eps`, the dtype of `input` or the name of the activation is not allowed.
 
     Differs from `torch.nn.functional.group_norm`: that one counts the batch in its guard against one value per group,
-    and so returns zeros for an (N >= 2, C, 1, 1) input with G = C (pytorch#19250).
+    and so returns zeros for an (N >= 2, C, 1, 1) input with G = C (pytorch#19250); and it allows `eps=0`.
 
     Source: Wu & He 2018 (arXiv 1803.08494), Eq. 1, 2, 6 and 7.
 
@@ -53,22 +54,17 @@ def group_norm(
     >>> group_norm(x, 4, torch.ones(64), torch.zeros(64), activation="relu").shape
     torch.Size([2, 64, 8, 8])
     """
-    _check_input(input, eps, residual)
-    _check_activation(activation)
-    num_channels = input.shape[1]
-    resolve_num_groups(num_channels, num_groups)
-    check_values_per_group(num_channels, num_groups, input.shape[2:])
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter is not None and parameter.shape != (num_channels,):
-            raise ArgumentError(
-                f"{name} has shape {tuple(parameter.shape)} for an input of {num_channels} channels. "
-                f"It must be ({num_channels},). Pass one value per channel."
-            )
+    if not torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]  # there sizes are tensors
+        _check_arguments(input, num_groups, weight, bias, eps, activation, residual)
     # Not F.group_norm: its guard against one value per group counts the batch.
     output = torch.group_norm(input, num_groups, weight, bias, eps, torch.backends.cudnn.enabled)
     if residual is not None:
         output = output + residual
     return _activate(output, activation)
+
+
+# One node of the graph that torch.fx traces, as torch's own layer is.
+torch.fx.wrap("group_norm")
 
 
 class GroupNorm(nn.GroupNorm):
@@ -130,11 +126,6 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalises `input` (N, C, *spatial); `residual`, of its shape, is added before the activation."""
-        if input.dim() >= 2 and input.shape[1] != self.num_channels:
-            raise ArgumentError(
-                f"an input of {input.shape[1]} channels (shape {tuple(input.shape)}) reached a GroupNorm for "
-                f"{self.num_channels}. They must be equal. Pass num_channels={input.shape[1]} when building it."
-            )
         return group_norm(
             input, self.num_groups, self.weight, self.bias, self.eps, activation=self.activation, residual=residual
         )
@@ -155,6 +146,28 @@ def _activate(x: Tensor, activation: Activation | None) -> Tensor:
     if activation == "gelu_tanh":
         return F.gelu(x, approximate="tanh")
     return x
+
+
+def _check_arguments(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+) -> None:
+    _check_input(input, eps, residual)
+    _check_activation(activation)
+    num_channels = input.shape[1]
+    resolve_num_groups(num_channels, num_groups)
+    check_values_per_group(num_channels, num_groups, input.shape[2:])
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is not None and parameter.shape != (num_channels,):
+            raise ArgumentError(
+                f"{name} has shape {tuple(parameter.shape)} for an input of {num_channels} channels. "
+                f"It must be ({num_channels},). Pass one value per channel."
+            )
 
 
 def _check_input(input: Tensor, eps: float, residual: Tensor | None) -> None:

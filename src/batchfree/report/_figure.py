@@ -1,0 +1,97 @@
+"""What the figures share: one look per norm, a fixed style, and SVG bytes that depend on the numbers alone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import matplotlib
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
+
+from batchfree.records import Norm
+from batchfree.report._arms import Arms
+from batchfree.report._wording import SHORT_NAMES
+
+__all__ = ["GREY", "LOOKS", "Figure", "Look", "draw_figure", "norm_legend", "strip_axes"]
+
+GREY = "#767676"
+
+
+@dataclass(frozen=True)
+class Look:
+    """Colour and marker of a norm: either alone tells them apart."""
+
+    colour: str
+    marker: str
+
+
+#: Okabe & Ito's palette, which stays apart under the common kinds of colour blindness.
+LOOKS: dict[Norm, Look] = {
+    "bn": Look("#D55E00", "o"),
+    "gn": Look("#0072B2", "s"),
+    "gn+ws": Look("#009E73", "D"),
+    "ln": Look("#AA4499", "^"),
+    "in": Look("#C79100", "v"),
+}
+
+_STYLE = {
+    "svg.hashsalt": "batchfree",  # the ids inside the file would be random without it
+    "svg.fonttype": "path",  # the same letters on every machine
+    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.edgecolor": "#8a8a8a",
+    "axes.labelcolor": "#333333",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": "#e8e8e8",
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "legend.frameon": False,
+    "lines.markeredgewidth": 0.8,
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing in two layouts, and what it shows in words for those who do not see it."""
+
+    wide: bytes  # SVG, panels side by side
+    narrow: bytes  # SVG for a phone, panels stacked
+    alt: str
+
+
+def draw_figure(width: float, height: float, draw: Callable[[Canvas], None]) -> bytes:
+    """The SVG of what `draw` puts on an empty figure of `width` x `height` inches."""
+    # "default" first: a matplotlibrc of the user's would otherwise change the drawing.
+    with style.context(["default", _STYLE]):
+        canvas = Canvas(figsize=(width, height), layout="constrained")
+        draw(canvas)
+        content = io.BytesIO()
+        canvas.savefig(
+            content, format="svg", metadata={"Date": None, "Creator": f"matplotlib {matplotlib.__version__}"}
+        )
+    return content.getvalue()
+
+
+def norm_legend(canvas: Canvas, arms: Arms, columns: int) -> None:
+    """One legend above all panels, with the norms of the study."""
+    handles = [
+        Line2D([], [], color=LOOKS[norm].colour, marker=LOOKS[norm].marker, label=SHORT_NAMES[norm], markersize=5)
+        for norm in arms.norms
+    ]
+    if handles:
+        canvas.legend(handles=handles, loc="outside upper left", ncols=columns, columnspacing=1.5)
+
+
+def strip_axes(axes: Axes, text: str) -> None:
+    """An empty panel that says why it is empty."""
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY)

@@ -1,0 +1,41 @@
+"""Every Python block of the README and of docs/ runs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_run_one_after_the_other(page: Path, tmp_path: Path) -> None:
+    blocks = PYTHON_BLOCK.findall(page.read_text(encoding="utf-8"))
+    if not blocks:
+        return  # a page of prose
+    script = tmp_path / f"{page.stem}.py"
+    script.write_text("\n".join(blocks), encoding="utf-8")
+    done = subprocess.run([sys.executable, "-W", "error", str(script)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_check_finds_blocks_and_sees_a_failing_one(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("text\n\n```python\nraise SystemExit('seen')\n```\n")
+    with pytest.raises(AssertionError, match="seen"):
+        test_python_blocks_run_one_after_the_other(page, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "cpp" / "README.md"], ids=lambda page: page.name
+)
+def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"

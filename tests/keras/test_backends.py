@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+def test_every_claim_holds_on(backend: str) -> None:
+    """The tests in backend/, in a process of their own: `KERAS_BACKEND=jax pytest tests/keras/backend` by hand."""
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": backend,
+        "TF_CPP_MIN_LOG_LEVEL": "3",  # TensorFlow's greeting would bury a failure
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "backend")]
+    run = subprocess.run(command, cwd=HERE.parent.parent, env=environment, capture_output=True, text=True, check=False)
+    if run.returncode:
+        pytest.fail(f"on {backend}:\n{run.stdout}\n{run.stderr[-2000:]}", pytrace=False)
+    passed = re.search(r"(\d+) passed", run.stdout)
+    assert passed is not None
+    assert int(passed[1]) > 50, f"only {passed[0]} on {backend}:\n{run.stdout}"
+
+
+def test_without_keras_the_import_names_the_pip_command() -> None:
+    hide = "import sys; sys.modules['keras'] = None\nimport batchfree.keras"
+    run = subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert "pip install 'batchfree[keras]'" in run.stderr

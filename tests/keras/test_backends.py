@@ -23,7 +23,7 @@ def test_every_claim_holds_on(backend: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "backend")]
     run = subprocess.run(command, cwd=HERE.parent.parent, env=environment, capture_output=True, text=True, check=False)
     if run.returncode:
-        pytest.fail(f"on {backend}:\n{run.stdout}\n{run.stderr[-2000:]}", pytrace=False)
+        pytest.fail(f"on {backend}, exit status {run.returncode}:\n{run.stdout}\n{run.stderr[-2000:]}", pytrace=False)
     passed = re.search(r"(\d+) passed", run.stdout)
     assert passed is not None
     assert int(passed[1]) > 50, f"only {passed[0]} on {backend}:\n{run.stdout}"

@@ -22,7 +22,8 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "groups": ({"errors"}, set()),
     "reference": ({"groups", "errors"}, {"numpy"}),
     "torch": ({"_core", "groups", "errors"}, {"torch"}),
-    "keras": ({"groups", "errors"}, {"keras"}),
+    # tensorflow: one operator Keras does not offer, imported only where TensorFlow is the backend
+    "keras": ({"groups", "errors"}, {"keras", "numpy", "tensorflow"}),
     "convert": ({"torch", "groups", "errors"}, {"torch"}),
     "records": ({"errors"}, {"pydantic", "typing_extensions"}),
     "study": (

@@ -14,7 +14,9 @@ SURFACE = {
         "group_norm", "kernel_info", "merge_moments", "moments", "standardize_weight",
     },
     "batchfree.convert": {"Affine", "Norm", "convert"},
-    "batchfree.study": {"DATA_SETS", "MODELS", "NormBatchSettings", "Progress", "run_cell", "run_study"},
+    "batchfree.study": {
+        "DATA_SETS", "MODELS", "PARENT_VARIABLE", "NormBatchSettings", "Progress", "run_cell", "run_study",
+    },
 }  # fmt: skip
 
 

@@ -130,15 +130,16 @@ def test_a_study_lists_its_cells_in_order_whether_they_ran_or_not(tmp_path: Path
         tmp_path / "study.json", StudyRecord(study="norm-batch", command="c", settings={}, cells=(CONFIG, second))
     )
     folder = tmp_path / "cells" / second.cell_id
-    folder.mkdir(parents=True)
-    write_record(folder / "config.json", second)
+    folder.mkdir(parents=True)  # without config.json: it was killed before it had one
     result = CellResult(cell_id=second.cell_id, status="failed", reason="killed")
     write_record(folder / "result.json", result)
     study, cells = read_study(tmp_path)
     assert study.command == "c"
     assert [cell.config for cell in cells] == [CONFIG, second]
     assert [cell.result for cell in cells] == [None, result]
-    assert read_cell(folder).cost is None
+    assert cells[1].cost is None
+    write_record(folder / "config.json", second)
+    assert read_cell(folder) == cells[1]
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:

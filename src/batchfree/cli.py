@@ -65,18 +65,22 @@ def norm_batch(
     data: Annotated[str, typer.Option(help="digits, fashion-mnist, or a folder of class folders.")] = "digits",
     model: Annotated[str, typer.Option(help="resnet8 or resnet20.")] = "resnet8",
     norms: Annotated[str, typer.Option(help="Which arms, by commas.")] = "bn,gn,gn+ws,ln,in",
-    norm_batch: Annotated[str, typer.Option(help="How many images share Batch Norm's statistics.")] = "32,8,4,2,1",
+    norm_batch: Annotated[
+        str, typer.Option(help="How many images share Batch Norm's statistics, by commas.")
+    ] = "32,8,4,2,1",
     sgd_batch: Annotated[int | None, typer.Option(help="How many images make one step. [default: 32]")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate. [default: 0.1 * SGD batch / 32]")] = None,
     protocol: Annotated[
         str, typer.Option(help="fixed-sgd, or paper: SGD batch 8 N and lr 0.1 N / 32 at norm batch N.")
     ] = "fixed-sgd",
-    groups: Annotated[str, typer.Option(help="Groups of each Group Norm: a number, or auto.")] = "auto",
+    groups: Annotated[str, typer.Option(help="Groups of each norm of gn and gn+ws: a number, or auto.")] = "auto",
     seeds: Annotated[int, typer.Option(help="Runs per arm, with seeds 0, 1, ...")] = 3,
     epochs: Annotated[int, typer.Option(help="Epochs per run.")] = 15,
     train_images: Annotated[int | None, typer.Option(help="How many training images. [default: all]")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of a folder's images, in pixels. [default: 32]")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Where fashion-mnist's four files lie.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where fashion-mnist's four files lie. [default: Debian's place]")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for cells and report; run again, it does what is missing.")] = Path(
         "runs/norm-batch"
     ),
@@ -111,10 +115,11 @@ def norm_batch(
         print(f"\nStopped. Finished cells are kept in {out}; the same command goes on from there.", file=sys.stderr)
         raise typer.Exit(SIGNALLED + received[0]) from None
     report(out)
-    failed = [result for result in results if result.status == "failed"]
-    for result in failed:
-        print(f"{result.cell_id} failed: {result.reason}. The same command tries it again.", file=sys.stderr)
-    if failed:
+    for result in results:
+        if result.status != "done":
+            again = ". The same command tries it again" if result.status == "failed" else ""
+            print(f"{result.cell_id} {result.status}: {result.reason}{again}.", file=sys.stderr)
+    if any(result.status == "failed" for result in results):
         raise typer.Exit(FAILED)
 
 

@@ -272,15 +272,15 @@ def read_metrics(path: Path) -> tuple[EpochMetrics, ...]:
     return tuple(_parse(path, line, EpochMetrics) for line in lines)
 
 
-def read_cell(folder: Path) -> CellRecord:
-    """All that is on disk of the cell in `folder`."""
+def read_cell(folder: Path, config: CellConfig | None = None) -> CellRecord:
+    """All that is on disk of the cell in `folder`; `config` where a study knows it, and the cell may not have begun."""
 
     def optional(name: str, schema: type[RecordT]) -> RecordT | None:
         path = folder / name
         return read_record(path, schema) if path.exists() else None
 
     return CellRecord(
-        config=read_record(folder / "config.json", CellConfig),
+        config=read_record(folder / "config.json", CellConfig) if config is None else config,
         result=optional("result.json", CellResult),
         metrics=read_metrics(folder / "metrics.jsonl"),
         environment=optional("environment.json", Environment),
@@ -301,14 +301,7 @@ def read_study(out: Path) -> tuple[StudyRecord, list[CellRecord]]:
             f"`batchfree study ... --out`."
         )
     study = read_record(path, StudyRecord)
-    cells = []
-    for config in study.cells:
-        folder = out / "cells" / config.cell_id
-        if (folder / "config.json").exists():
-            cells.append(read_cell(folder))
-        else:
-            cells.append(CellRecord(config=config, result=None, metrics=(), environment=None, cost=None))
-    return study, cells
+    return study, [read_cell(out / "cells" / config.cell_id, config) for config in study.cells]
 
 
 def _read_text(path: Path) -> str:
@@ -327,7 +320,7 @@ def _parse(path: Path, text: str, schema: type[RecordT]) -> RecordT:
     except (json.JSONDecodeError, AttributeError) as error:
         raise RecordError(
             f"{path} is not a JSON record ({error}). It was cut short or edited. "
-            f"Delete the cell's folder and run the study again: only that cell is redone."
+            f"Delete {'the study' if path.name == 'study.json' else 'the cell'}'s folder and run the study again."
         ) from error
     if version != SCHEMA_VERSION:
         raise RecordError(

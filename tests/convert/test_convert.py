@@ -190,7 +190,7 @@ def test_every_reason_is_listed_by_name() -> None:
         convert(model, "gn", groups=4)
     lines = str(caught.value).splitlines()[1:]
     assert [line.split(":")[0].strip() for line in lines] == ["0", "1.0", "3"]
-    assert "num_groups=" in lines[0]
+    assert "Pass groups=3, or channels_per_group=2." in lines[0]
 
 
 def test_one_value_per_group_on_the_example_is_refused() -> None:
@@ -225,6 +225,7 @@ def test_a_model_without_batch_norm_is_refused() -> None:
     [
         {"norm": "bn"},
         {"affine": "new"},
+        {"ws": "no"},
         {"groups": "automatic"},
         {"groups": 0},
         {"groups": 4, "channels_per_group": 4},

@@ -70,7 +70,7 @@ def convert(
     >>> [type(layer).__name__ for layer in convert(network, "gn", ws=True).children()]
     ['WSConv2d', 'GroupNorm', 'ReLU']
     """
-    _check_arguments(model, norm, groups, channels_per_group, affine)
+    _check_arguments(model, norm, groups, channels_per_group, ws, affine)
     _check_initialized(model)
     request = _Request(norm, groups, channels_per_group, affine, ws)
     flow = _dataflow(model, ws, example_inputs)
@@ -84,7 +84,8 @@ def convert(
     if not replacements:
         raise ConversionError(
             f"{type(model).__name__} has no Batch Norm. A model with at least one BatchNorm1d/2d/3d or "
-            f"SyncBatchNorm is needed. Use this model as it is."
+            f"SyncBatchNorm is needed. Convert a scripted model before scripting it; build a detection backbone with "
+            f"norm_layer=torch.nn.BatchNorm2d instead of FrozenBatchNorm2d; else use this model as it is."
         )
     return _replace_everywhere(converted, replacements)
 
@@ -107,12 +108,10 @@ class _Request:
         return resolve_num_groups(channels, self.groups, smallest_map=smallest_map)
 
 
-def _plan(
-    model: nn.Module, request: _Request, flow: Dataflow
-) -> tuple[dict[nn.Module, nn.Module], dict[str, BatchfreeError]]:
+def _plan(model: nn.Module, request: _Request, flow: Dataflow) -> tuple[dict[nn.Module, nn.Module], dict[str, str]]:
     """What takes the place of each module, and why some cannot be replaced, by dotted name."""
     replacements: dict[nn.Module, nn.Module] = {}
-    reasons: dict[str, BatchfreeError] = {}
+    reasons: dict[str, str] = {}
     for name, module in model.named_modules():  # a shared module comes once, under its first name
         try:
             if isinstance(module, _BatchNorm):
@@ -125,7 +124,7 @@ def _plan(
             elif isinstance(module, CONVOLUTIONS) and request.ws and name in flow.normalised_convolutions:
                 replacements[module] = _standardized(module)
         except BatchfreeError as reason:
-            reasons[name] = reason
+            reasons[name] = str(reason).replace("num_groups=", "groups=")  # as the argument is called here
     return replacements, reasons
 
 
@@ -224,8 +223,10 @@ def _check_initialized(model: nn.Module) -> None:
 
 
 def _check_arguments(
-    model: nn.Module, norm: str, groups: int | str, channels_per_group: int | None, affine: str
+    model: nn.Module, norm: str, groups: int | str, channels_per_group: int | None, ws: bool, affine: str
 ) -> None:
+    if not isinstance(ws, bool):
+        raise ArgumentError(f"ws={ws!r} was given. It must be True or False. Pass one of these.")
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"a {type(model).__name__} was given as the model. It must be a torch.nn.Module. Pass one.")
     if norm not in get_args(Norm):

@@ -92,6 +92,16 @@ def test_an_arm_that_lost_its_hard_seed_does_not_win_by_its_absence(tmp_path: Pa
     study.add("gn", None, {0: 8.0, 1: 8.3, 2: 17.9}).add("in", None, {0: 7.0, 1: 7.1, 2: "diverged: loss is nan"})
     given = advice(study, tmp_path)
     assert choices(given) == [(32, "gn")]
+    assert given.choices[0].passed_over == ("in",)
+
+
+def test_a_table_that_shows_a_better_arm_with_lost_runs_is_not_contradicted(tmp_path: Path) -> None:
+    study = SampleStudy().add("bn", 32, TEN).add("gn", None, {0: 8.0, 1: 8.3, 2: "diverged: loss is nan"})
+    given = advice(study, tmp_path)
+    assert choices(given) == [(32, "bn")]
+    assert given.sentences[1] == (
+        "No arm that lost no run is resolved better than Batch Norm at norm batch 32, so keep it there."
+    )
 
 
 def test_where_every_batch_norm_run_crashed_there_is_no_advice(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ class Choice:
     norm: Norm | None
     reason: Literal["resolved better", "Batch Norm diverged", "none resolved better", "too little finished"]
     difference: float | None = None  # mean difference from Batch Norm in points, where that is the reason
+    passed_over: tuple[Norm, ...] = ()  # resolved better, but with runs that diverged or failed
 
 
 @dataclass(frozen=True)
@@ -50,20 +51,21 @@ def advise(arms: Arms) -> Advice:
 def _choose(arms: Arms, norm_batch: int, batch_norm: Arm) -> Choice:
     rivals = [arm for norm in BATCH_FREE_NORMS if (arm := arms.at(norm, norm_batch)) is not None]
     differences = {rival.norm: paired_difference(rival, batch_norm, norm_batch) for rival in rivals}
+    better = [rival for rival in rivals if differences[rival.norm].verdict == "better"]
     # An arm that lost its hard seeds would win by their absence.
-    safe = [rival.norm for rival in rivals if not rival.seeds(*LOST)]
-    better = [difference for norm in safe if (difference := differences[norm]).verdict == "better"]
-    if better:
-        best = min(better, key=lambda difference: difference.mean or 0.0)
-        return Choice(norm_batch, best.norm, "resolved better", best.mean)
+    passed_over = tuple(rival.norm for rival in better if rival.seeds(*LOST))
+    safe = [differences[rival.norm] for rival in better if rival.norm not in passed_over]
+    if safe:
+        best = min(safe, key=lambda difference: difference.mean or 0.0)
+        return Choice(norm_batch, best.norm, "resolved better", best.mean, passed_over)
     if len(batch_norm.seeds("diverged")) == len(batch_norm.cells):
         finisher = _lowest(rival for rival in rivals if len(rival.errors) == len(rival.cells))
         if finisher is not None:
             return Choice(norm_batch, finisher.norm, "Batch Norm diverged")
     has_pairs = any(len(difference.seeds) >= 2 for difference in differences.values())
     if has_pairs and len(batch_norm.errors) == len(batch_norm.cells):
-        return Choice(norm_batch, "bn", "none resolved better")
-    return Choice(norm_batch, None, "too little finished")
+        return Choice(norm_batch, "bn", "none resolved better", None, passed_over)
+    return Choice(norm_batch, None, "too little finished", None, passed_over)
 
 
 def _lowest(arms: Iterable[Arm]) -> Arm | None:
@@ -151,20 +153,23 @@ def _choice_sentence(arms: Arms, choices: Sequence[Choice]) -> str:
         return _without_batch_norm(best)
     kept = [choice.norm_batch for choice in choices if choice.norm == "bn"]
     unknown = [choice.norm_batch for choice in choices if choice.norm is None]
-    clauses = _uses(arms, choices)
+    # The table may show an arm that is resolved better and lost runs: "no arm" alone would contradict it.
+    has_passed_over = any(choice.passed_over for choice in choices if choice.norm == "bn")
+    none = "no arm that lost no run" if has_passed_over else "no arm"
+    clauses = _uses(choices)
     if not clauses and not kept:
         return "There are too few finished runs to compare any arm with Batch Norm: run at least two seeds of each."
     if not clauses:
-        clauses = [f"no arm is resolved better than Batch Norm at norm batch {enumerated(kept)}, so keep it there"]
+        clauses = [f"{none} is resolved better than Batch Norm at norm batch {enumerated(kept)}, so keep it there"]
     elif kept:
-        clauses.append(f"keep Batch Norm at {enumerated(kept)}, where no arm is resolved better")
+        clauses.append(f"keep Batch Norm at {enumerated(kept)}, where {none} is resolved better")
     if unknown:
         clauses.append(f"at {enumerated(unknown)} too few runs finished to say")
     text = "; ".join(clauses)
     return f"{text[0].upper()}{text[1:]}."
 
 
-def _uses(arms: Arms, choices: Sequence[Choice]) -> list[str]:
+def _uses(choices: Sequence[Choice]) -> list[str]:
     clauses = []
     for norm in BATCH_FREE_NORMS:
         chosen = [choice for choice in choices if choice.norm == norm]

@@ -1,0 +1,267 @@
+"""The schema: what each file of a study holds."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, get_args
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = [
+    "BATCH_FREE_NORMS",
+    "LAST_EPOCHS",
+    "NORMS",
+    "RETRIED",
+    "SCHEMA_VERSION",
+    "CellConfig",
+    "CellRecord",
+    "CellResult",
+    "Comparison",
+    "Cost",
+    "Environment",
+    "EpochMetrics",
+    "FigureKind",
+    "Norm",
+    "Record",
+    "ReportSpec",
+    "Status",
+    "StudyRecord",
+    "summarise",
+]
+
+#: Raised when a file's meaning changes; a reader refuses other versions.
+SCHEMA_VERSION = 2
+
+Norm: TypeAlias = Literal["none", "bn", "bn+ws", "gn", "gn+ws", "ln", "in"]
+#: `done`: all epochs ran. `diverged`: the loss stopped being finite. `failed`: it crashed or was killed. `out of
+#: memory`, `timed out`: it hit a limit. `skipped`: its network cannot be built.
+Status: TypeAlias = Literal["done", "diverged", "failed", "out of memory", "timed out", "skipped"]
+#: Runs that are tried again when the study is run again: another time, or more room, may change the outcome.
+RETRIED: tuple[Status, ...] = ("failed", "out of memory", "timed out")
+
+NORMS: tuple[Norm, ...] = get_args(Norm)
+#: Norms that do not see the batch, hence not the norm batch either.
+BATCH_FREE_NORMS: tuple[Norm, ...] = ("none", "gn", "gn+ws", "ln", "in")
+
+#: The error of a run is the median over this many last epochs (Wu & He 2018, section 4.1).
+LAST_EPOCHS = 5
+
+
+class Record(BaseModel):
+    """One JSON file: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, ser_json_inf_nan="constants")
+
+    schema_version: Literal[2] = 2
+
+
+class CellConfig(Record):
+    """Everything that decides a cell's numbers; its hash is the cell's name.
+
+    `norm_batch` is how many images share Batch Norm's statistics, `None` where the norm cannot see it and nothing else
+    follows from it.
+    """
+
+    study: str
+    protocol: str = ""  # the study's name for how batch sizes, learning rate and schedule hang together
+    model: str
+    weights: str | None = None  # "pretrained" or a file; None: from scratch
+    weights_fingerprint: str | None = None  # SHA-256 of that file
+    norm: Norm
+    norm_batch: PositiveInt | None = None
+    groups: PositiveInt | Literal["auto"] = "auto"
+    channels_per_group: PositiveInt | None = None  # instead of `groups`
+    zero_gamma: bool | None = None  # the last gamma of each residual block starts at 0; None: as the model has it
+    sgd_batch: PositiveInt
+    workers: PositiveInt = 1  # processes that share each SGD batch
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: Annotated[FiniteFloat, Field(gt=0)]
+    momentum: FiniteFloat = 0.9
+    weight_decay: FiniteFloat = 1e-4
+    schedule: Literal["cosine", "step", "constant", "bit"] = "cosine"
+    epochs: PositiveInt
+    augment: str = "none"
+    data: str  # name, or the absolute path of a folder of class folders
+    data_fingerprint: str  # SHA-256 of the images and labels this cell sees
+    data_dir: str | None = None  # where the files of a named data set lie
+    split: str | None = None  # of a data set that has several
+    train_images: PositiveInt
+    image_size: PositiveInt | None = None  # side in pixels; None: as the data set has it
+    seed: NonNegativeInt
+    threads: PositiveInt = 1
+    device: str = "cpu"
+
+    @model_validator(mode="after")
+    def _norm_batch_fits(self) -> Self:
+        per_worker, rest = divmod(self.sgd_batch, self.workers)
+        if rest:
+            raise ValueError(f"an SGD batch of {self.sgd_batch} does not split over {self.workers} workers")
+        if self.norm not in BATCH_FREE_NORMS and (self.norm_batch is None or per_worker % self.norm_batch):
+            raise ValueError(
+                f"Batch Norm with norm_batch={self.norm_batch} and {per_worker} images per step and worker: a norm "
+                f"batch that divides them is needed"
+            )
+        return self
+
+    @property
+    def cell_id(self) -> str:
+        """Folder name: what the cell is, in short, and the hash of its whole configuration."""
+        # Where images and weights lie is not what they are: the fingerprints are.
+        moved = {"weights"} if self.weights_fingerprint else set()
+        identity = self.model_dump_json(exclude={"data", "data_dir"} | moved)
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
+        batch = "" if self.norm_batch is None else f"-n{self.norm_batch}"
+        return f"{self.norm.replace('+', '-')}{batch}-s{self.seed}-{digest}"
+
+    def assignments(self) -> list[str]:
+        """`key=value` words that `batchfree cell` turns into this configuration again."""
+        values = self.model_dump(exclude={"schema_version"}, exclude_none=True)
+        return [f"{key}={value}" for key, value in values.items()]
+
+    def command(self, out: str) -> str:
+        """The one line that runs this cell alone, anywhere."""
+        return shlex.join(["batchfree", "cell", *self.assignments(), "--out", out])
+
+
+#: The drawing that a study is about; `curves` are drawn for every study.
+FigureKind: TypeAlias = Literal["norm-batch", "groups", "bars", "curves", "percentiles"]
+
+
+class Comparison(BaseModel):
+    """One family of seed-paired differences, corrected together for being many.
+
+    Each arm is compared with the arm that has the values of `reference` and equals it in all other axes. "largest"
+    stands for the largest value of an axis.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    title: str
+    reference: dict[str, str | int | float | bool]
+    only: dict[str, str | int | float | bool] = {}  # arms that take part; all where empty
+
+
+class ReportSpec(BaseModel):
+    """What a study's part of the report shows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    figure: FigureKind = "bars"
+    compare: tuple[Comparison, ...] = ()
+
+
+class StudyRecord(Record):
+    """What was asked for, and the cells that follow from it."""
+
+    study: str
+    title: str
+    reproduces: str  # papers, figures and tables
+    command: str
+    settings: dict[str, str]
+    axes: tuple[str, ...]  # the fields of CellConfig in which the arms differ; the seed is not one
+    cells: tuple[CellConfig, ...]
+    report: ReportSpec = ReportSpec()
+
+
+class EpochMetrics(Record):
+    """One line of metrics.jsonl. Losses are cross-entropies in nats."""
+
+    epoch: int  # from 1
+    train_loss: float
+    validation_loss: float
+    error_percent: float  # of the validation images
+    #: Batch Norm alone, in the last epochs: the error with running statistics computed anew from training images.
+    recomputed_error_percent: float | None = None
+    #: 1st, 20th, 80th and 99th percentile of the last convolution's output on validation images.
+    feature_percentiles: tuple[float, float, float, float] | None = None
+
+
+class CellResult(Record):
+    """A cell's outcome. The numbers are `None` unless `status` is "done"."""
+
+    cell_id: str
+    status: Status
+    reason: str = ""  # why it is not done; empty when it is
+    error_percent: float | None = None  # median of the last five epochs
+    final_error_percent: float | None = None
+    best_error_percent: float | None = None  # optimistic: chosen on the validation images
+    recomputed_error_percent: float | None = None  # median of the last five epochs; Batch Norm alone
+    validation_loss: float | None = None  # of the last epoch
+    num_groups: tuple[int, ...] = ()  # of each norm in forward order; empty for Batch Norm
+
+    @property
+    def is_final(self) -> bool:
+        """Whether running the study again leaves it as it is."""
+        return self.status not in RETRIED
+
+
+class Environment(Record):
+    """What a cell ran on."""
+
+    python: str
+    torch: str
+    numpy: str
+    platform: str
+    processor: str
+    cpu_capability: str  # the instruction set torch's kernels use
+    threads: int
+    batchfree: str
+
+
+class Cost(Record):
+    """What a cell cost, over all its starts."""
+
+    seconds: float  # training and validation
+    training_seconds: float
+    steps: int
+    peak_memory_bytes: int  # of the process, data set included; on an accelerator, of its memory
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """Of training alone."""
+        return self.training_seconds / self.steps if self.steps else None
+
+
+class CellRecord(BaseModel):
+    """All that is on disk of one cell; `result` is `None` while it is not finished."""
+
+    config: CellConfig
+    result: CellResult | None
+    metrics: tuple[EpochMetrics, ...]
+    environment: Environment | None
+    cost: Cost | None
+
+
+def summarise(cell_id: str, metrics: Sequence[EpochMetrics], num_groups: Iterable[int]) -> CellResult:
+    """The result of a cell that ran all its epochs.
+
+    Args:
+        metrics: one entry per epoch, at least one.
+        num_groups: groups of each norm in forward order.
+    """
+    errors = [epoch.error_percent for epoch in metrics]
+    recomputed = [e for epoch in metrics[-LAST_EPOCHS:] if (e := epoch.recomputed_error_percent) is not None]
+    return CellResult(
+        cell_id=cell_id,
+        status="done",
+        error_percent=statistics.median(errors[-LAST_EPOCHS:]),
+        final_error_percent=errors[-1],
+        best_error_percent=min(errors),
+        recomputed_error_percent=statistics.median(recomputed) if recomputed else None,
+        validation_loss=metrics[-1].validation_loss,
+        num_groups=tuple(num_groups),
+    )

@@ -1,0 +1,134 @@
+"""The settings of one arm: everything a study's file may say of a run, with its default."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeFloat, PositiveInt
+
+from batchfree.records import BATCH_FREE_NORMS, CellConfig, Norm
+from batchfree.study._data import ImageData, resolve_data
+from batchfree.study._weights import weights_fingerprint
+
+__all__ = ["ArmSettings", "LearningRateScale"]
+
+LearningRateScale = Literal["none", "sgd_batch", "norm_batch"]
+#: The learning rate is for so many images of the batch that scales it (Wu & He 2018, section 4.1).
+SCALE_IMAGES = 32
+
+
+class ArmSettings(BaseModel):
+    """One arm, for all its seeds. Units: images, pixels, epochs; sizes are at least 1."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: str = Field("digits", description="digits, fashion-mnist, cifar10, pets, or a folder of class folders")
+    data_dir: str | None = Field(None, description="where the files of a named data set lie")
+    split: str | None = Field(None, description='of pets: "official" (default) or "blog"')
+    image_size: PositiveInt | None = Field(None, description="side in pixels; as the data set has it")
+    train_images: PositiveInt | None = Field(None, description="a fixed random subset of so many; all")
+    augment: str = Field("none", description="none, crop-flip, resized-crop or blog")
+    model: str = Field("resnet8", description="a small network, torchvision:NAME or timm:NAME")
+    weights: str | None = Field(None, description='"pretrained", or a .safetensors or .npz file; from scratch')
+    norm: Norm = Field("bn", description="none, bn, bn+ws, gn, gn+ws, ln or in")
+    norm_batch: PositiveInt | None = Field(None, description="images that share Batch Norm's statistics; the SGD batch")
+    groups: PositiveInt | Literal["auto"] = Field("auto", description="of each norm of gn and gn+ws")
+    channels_per_group: PositiveInt | None = Field(None, description="instead of groups")
+    zero_gamma: bool | None = Field(None, description="last gamma of each residual block 0 or 1; as the model has it")
+    sgd_batch: PositiveInt = Field(32, description="images that make one step")
+    norm_batches_per_step: PositiveInt | None = Field(None, description="the SGD batch is so many norm batches")
+    workers: PositiveInt = Field(1, description="processes that share each SGD batch (torchrun)")
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: Annotated[FiniteFloat, Field(gt=0, description="for 32 images, where the next key scales it")] = 0.1
+    learning_rate_scale: LearningRateScale = Field("sgd_batch", description="the batch it grows with, or none")
+    momentum: Annotated[FiniteFloat, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NonNegativeFloat = 1e-4
+    schedule: Literal["cosine", "step", "constant", "bit"] = "cosine"
+    epochs: PositiveInt = 15
+    seeds: PositiveInt = Field(3, description="runs per arm, with seeds 0, 1, ...")
+    threads: PositiveInt = Field(1, description="per run; they move the last bits")
+    device: str = Field("cpu", description="cpu, or an accelerator as torch names it")
+
+    def cells(self, study: str, protocol: str, data: ImageData, fingerprint: str) -> list[CellConfig]:
+        """One cell per seed."""
+        norm_batch, sgd_batch = self._batches()
+        is_grouped = self.norm in ("gn", "gn+ws")
+        follows_norm_batch = self.norm_batches_per_step is not None or self.learning_rate_scale == "norm_batch"
+        return [
+            CellConfig(
+                study=study,
+                protocol=protocol,
+                model=self.model,
+                weights=self.weights,
+                weights_fingerprint=weights_fingerprint(self.weights),
+                norm=self.norm,
+                norm_batch=None if self.norm in BATCH_FREE_NORMS and not follows_norm_batch else norm_batch,
+                groups=self.groups if is_grouped else "auto",
+                channels_per_group=self.channels_per_group if is_grouped else None,
+                zero_gamma=self.zero_gamma,
+                sgd_batch=sgd_batch,
+                workers=self.workers,
+                optimizer=self.optimizer,
+                learning_rate=self._learning_rate(norm_batch, sgd_batch),
+                momentum=self.momentum,
+                weight_decay=self.weight_decay,
+                schedule=self.schedule,
+                epochs=self.epochs,
+                augment=self.augment,
+                data=resolve_data(self.data),
+                data_fingerprint=fingerprint,
+                data_dir=self.data_dir,
+                split=self.split,
+                train_images=len(data.train_images),
+                image_size=self.image_size,
+                seed=seed,
+                threads=self.threads,
+                device=self.device,
+            )
+            for seed in range(self.seeds)
+        ]
+
+    def problems(self) -> list[str]:
+        """Why these settings do not go together, each with what to do; empty where they do."""
+        found = []
+        if self.groups != "auto" and self.channels_per_group is not None:
+            found.append(
+                f"groups = {self.groups} and channels_per_group = {self.channels_per_group} were given. One of them "
+                f"decides the split. Leave one out"
+            )
+        if self.norm_batches_per_step is not None and self.norm_batch is None:
+            found.append(
+                "norm_batches_per_step was given without norm_batch, which it multiplies. Give both, or sgd_batch alone"
+            )
+        norm_batch, sgd_batch = self._batches()
+        per_worker, rest = divmod(sgd_batch, self.workers)
+        if rest:
+            fits = _divisors(sgd_batch)
+            found.append(
+                f"an SGD batch of {sgd_batch} does not split over {self.workers} workers. Workers that fit: {fits}. "
+                f"Pass one of these"
+            )
+        elif self.norm not in BATCH_FREE_NORMS and per_worker % norm_batch:
+            found.append(
+                f"norm batch {norm_batch} does not divide the SGD batch of {per_worker}"
+                f"{' per worker' if self.workers > 1 else ''}. Norm batches that fit: {_divisors(per_worker)}. "
+                f"Pass some of these, or another sgd_batch"
+            )
+        return found
+
+    def _batches(self) -> tuple[int, int]:
+        """(norm batch, SGD batch)."""
+        if self.norm_batches_per_step is not None:
+            norm_batch = self.norm_batch or 1
+            return norm_batch, norm_batch * self.norm_batches_per_step
+        return self.norm_batch or self.sgd_batch // self.workers, self.sgd_batch
+
+    def _learning_rate(self, norm_batch: int, sgd_batch: int) -> float:
+        if self.learning_rate_scale == "none":
+            return self.learning_rate
+        images = sgd_batch if self.learning_rate_scale == "sgd_batch" else norm_batch
+        return self.learning_rate / SCALE_IMAGES * images
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)

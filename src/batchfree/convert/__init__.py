@@ -7,6 +7,6 @@ from batchfree.errors import require as _require
 
 _require("torch", "torch")
 
-from batchfree.convert._convert import Affine, Norm, convert  # noqa: E402 (after the check for torch)
+from batchfree.convert._convert import Affine, Groups, Norm, convert, standardize_weights  # noqa: E402 (after the check for torch)
 
-__all__ = ["Affine", "Norm", "convert"]
+__all__ = ["Affine", "Groups", "Norm", "convert", "standardize_weights"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
@@ -15,10 +16,12 @@ from batchfree.errors import ArgumentError, BatchfreeError, ConversionError, unk
 from batchfree.groups import check_values_per_group, resolve_num_groups
 from batchfree.torch import GroupNorm, WSConv1d, WSConv2d, WSConv3d
 
-__all__ = ["Affine", "Norm", "convert"]
+__all__ = ["Affine", "Groups", "Norm", "convert", "standardize_weights"]
 
 Norm: TypeAlias = Literal["gn", "ln", "in"]
 Affine: TypeAlias = Literal["keep", "fresh"]
+#: How many groups: the same for every norm, "auto", or from each norm's number of channels.
+Groups: TypeAlias = "int | Literal['auto'] | Callable[[int], int]"
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 STANDARDIZED: dict[type[nn.Module], type[WSConv1d | WSConv2d | WSConv3d]] = {
@@ -32,7 +35,7 @@ def convert(
     model: nn.Module,
     norm: Norm = "gn",
     *,
-    groups: int | Literal["auto"] = "auto",
+    groups: Groups = "auto",
     channels_per_group: int | None = None,
     ws: bool = False,
     affine: Affine = "keep",
@@ -47,7 +50,8 @@ def convert(
     Args:
         model: any module; frozen variants without batch statistics (`FrozenBatchNorm2d`) are left alone.
         norm: "gn"; "ln": one group; "in": a group per channel.
-        groups: of every norm, or "auto"; see `batchfree.groups.resolve_num_groups`. Only for "gn".
+        groups: of every norm; "auto": see `batchfree.groups.resolve_num_groups`; or a function from the number of
+            channels of a norm to its groups. Only for "gn".
         channels_per_group: instead of `groups`. Only for "gn".
         ws: standardise the filters of each Conv1d/2d/3d all of whose outputs a Batch Norm takes ("bit" form).
         affine: "keep": weight and bias of the old norm, so that a zero-initialised last gamma stays zero; "fresh":
@@ -90,10 +94,46 @@ def convert(
     return _replace_everywhere(converted, replacements)
 
 
+def standardize_weights(model: nn.Module, example_inputs: Tensor | tuple[object, ...] | None = None) -> nn.Module:
+    """A copy of `model` with Weight Standardization and its Batch Norms as they are (the arm "BN+WS" of BiT, Table 4).
+
+    Args:
+        model: any module with Batch Norm.
+        example_inputs: as for `convert`.
+
+    Returns:
+        A deep copy in which each Conv1d/2d/3d all of whose outputs a Batch Norm takes is a `WSConv1d/2d/3d`.
+
+    Raises:
+        ConversionError: a convolution cannot be standardised, or none feeds a Batch Norm; every reason is listed.
+    """
+    flow = _dataflow(model, True, example_inputs)
+    standardized = copy.deepcopy(model)
+    replacements: dict[nn.Module, nn.Module] = {}
+    reasons: dict[str, str] = {}
+    for name, module in standardized.named_modules():
+        if isinstance(module, CONVOLUTIONS) and name in flow.normalised_convolutions:
+            try:
+                replacements[module] = _standardized(module)
+            except BatchfreeError as reason:
+                reasons[name] = str(reason)
+    if reasons:
+        raise ConversionError(
+            f"the filters of {type(model).__name__} cannot be standardised; nothing was changed:\n"
+            + "\n".join(f"  {name}: {reason}" for name, reason in reasons.items())
+        )
+    if not replacements:
+        raise ConversionError(
+            f"{type(model).__name__} has no convolution that a Batch Norm follows. One at least is needed. "
+            f"Use the model as it is."
+        )
+    return _replace_everywhere(standardized, replacements)
+
+
 @dataclass(frozen=True)
 class _Request:
     norm: Norm
-    groups: int | Literal["auto"]
+    groups: Groups
     channels_per_group: int | None
     affine: Affine
     ws: bool
@@ -105,7 +145,8 @@ class _Request:
             return channels
         if self.channels_per_group is not None:
             return resolve_num_groups(channels, channels_per_group=self.channels_per_group)
-        return resolve_num_groups(channels, self.groups, smallest_map=smallest_map)
+        groups = self.groups(channels) if callable(self.groups) else self.groups
+        return resolve_num_groups(channels, groups, smallest_map=smallest_map)
 
 
 def _plan(model: nn.Module, request: _Request, flow: Dataflow) -> tuple[dict[nn.Module, nn.Module], dict[str, str]]:
@@ -223,7 +264,7 @@ def _check_initialized(model: nn.Module) -> None:
 
 
 def _check_arguments(
-    model: nn.Module, norm: str, groups: int | str, channels_per_group: int | None, ws: bool, affine: str
+    model: nn.Module, norm: str, groups: Groups | str, channels_per_group: int | None, ws: bool, affine: str
 ) -> None:
     if not isinstance(ws, bool):
         raise ArgumentError(f"ws={ws!r} was given. It must be True or False. Pass one of these.")

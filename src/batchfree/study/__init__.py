@@ -1,17 +1,41 @@
-"""Studies: the same network trained with several norms, one subprocess per run.
+"""Studies: the same network trained with several norms, one process per run.
 
-from batchfree.study import NormBatchSettings, run_study
+from batchfree.study import load_study, run_study
 """
 
 from batchfree.errors import require as _require
 
-for _module in ("torch", "pydantic", "PIL"):
+for _module in ("torch", "torchvision", "pydantic", "PIL"):
     _require(_module, "study")
 
 from batchfree.study._cell import run_cell  # noqa: E402 (after the checks for the extra)
 from batchfree.study._data import DATA_SETS  # noqa: E402
+from batchfree.study._definition import STUDIES, Study, load_study, study_text  # noqa: E402
+from batchfree.study._engine import PARENT_VARIABLE, Engine, LocalEngine  # noqa: E402
+from batchfree.study._environment import limit_memory, size_bytes  # noqa: E402
 from batchfree.study._models import MODELS  # noqa: E402
-from batchfree.study._norm_batch import NormBatchSettings  # noqa: E402
-from batchfree.study._runner import PARENT_VARIABLE, Progress, run_study  # noqa: E402
+from batchfree.study._run import Plan, plan_study, retry_study, run_study  # noqa: E402
+from batchfree.study._runner import Limits, Progress  # noqa: E402
+from batchfree.study._settings import ArmSettings  # noqa: E402
 
-__all__ = ["DATA_SETS", "MODELS", "PARENT_VARIABLE", "NormBatchSettings", "Progress", "run_cell", "run_study"]
+__all__ = [
+    "DATA_SETS",
+    "MODELS",
+    "PARENT_VARIABLE",
+    "STUDIES",
+    "ArmSettings",
+    "Engine",
+    "Limits",
+    "LocalEngine",
+    "Plan",
+    "Progress",
+    "Study",
+    "limit_memory",
+    "load_study",
+    "plan_study",
+    "retry_study",
+    "run_cell",
+    "run_study",
+    "size_bytes",
+    "study_text",
+]

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Callable
+from typing import Literal
 
-from batchfree.convert import Norm, convert
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from batchfree.convert import Norm, convert, standardize_weights
+from batchfree.groups import resolve_num_groups
 from batchfree.records import CellConfig
 from batchfree.study._data import ImageData
 from batchfree.study._ghost_batch_norm import with_norm_batch
-from batchfree.study._models import build_model
+from batchfree.study._models import build_model, model_channels
 from batchfree.torch import GroupNorm
 
-__all__ = ["build_network", "group_counts"]
+__all__ = ["NetworkImages", "build_network", "group_counts"]
 
 _CONVERSIONS: dict[str, tuple[Norm, bool]] = {
     "gn": ("gn", False),
@@ -26,22 +31,78 @@ def build_network(config: CellConfig, data: ImageData) -> nn.Module:
     """The network that `config` asks for, with the initial weights of its seed.
 
     Raises:
-        StudyError: Batch Norm would see one value per channel.
+        StudyError: no such model, or Batch Norm would see one value per channel.
         ConversionError: the groups do not divide a layer's channels, or hold one value.
     """
+    channels = model_channels(config.model, data.train_images.shape[1])
     with torch.random.fork_rng():  # the caller's random numbers stay where they are
         torch.manual_seed(config.seed)
-        channels = data.train_images.shape[1]
-        network = build_model(config.model, in_channels=channels, num_classes=len(data.classes))
-    example = torch.zeros(1, *data.train_images.shape[1:])
-    if config.norm == "bn":
+        network = build_model(
+            config.model,
+            in_channels=channels,
+            num_classes=len(data.classes),
+            zero_gamma=config.zero_gamma,
+            weights=config.weights,
+        )
+    side = data.train_images.shape[2:] if config.image_size is None else (config.image_size, config.image_size)
+    example = torch.zeros(1, channels, *side)
+    if config.norm == "none":
+        return _without_norms(network)
+    if config.norm in ("bn", "bn+ws"):
         assert config.norm_batch is not None
-        return with_norm_batch(network, config.norm_batch, example)
+        network = with_norm_batch(network, config.norm_batch, example)
+        return standardize_weights(network, example) if config.norm == "bn+ws" else network
     norm, ws = _CONVERSIONS[config.norm]
-    groups = config.groups if norm == "gn" else "auto"
+    groups = _groups(config) if norm == "gn" else "auto"
     return convert(network, norm, groups=groups, ws=ws, example_inputs=example)
 
 
 def group_counts(network: nn.Module) -> tuple[int, ...]:
     """Groups of each Group Norm, in forward order."""
     return tuple(module.num_groups for module in network.modules() if isinstance(module, GroupNorm))
+
+
+class NetworkImages:
+    """A data set as one network takes it: standardised per channel, grey repeated where colour is wanted."""
+
+    def __init__(self, config: CellConfig, data: ImageData) -> None:
+        self._channels = model_channels(config.model, data.train_images.shape[1])
+        self._mean, self._deviation = (part.to(config.device) for part in data.channel_statistics())
+        self._pixels = data.train_images
+        # Without augmentation every epoch takes the same images, so they are standardised once.
+        self._training = self._standardised(self._pixels) if config.augment == "none" else None
+        self._validation = self._standardised(data.validation_images)
+        self._validation_labels = data.validation_labels.to(config.device)
+
+    def training(self, chosen: Tensor | slice, pixels: Tensor | None = None) -> Tensor:
+        """The chosen training images, or `pixels` that were drawn from them."""
+        if pixels is None and self._training is not None:
+            return self._training[chosen]
+        return self._standardised(self._pixels[chosen] if pixels is None else pixels)
+
+    def validation(self) -> tuple[Tensor, Tensor]:
+        """All validation images and their labels."""
+        return self._validation, self._validation_labels
+
+    def _standardised(self, pixels: Tensor) -> Tensor:
+        images = (pixels.to(self._mean.device) - self._mean) / self._deviation
+        return images.expand(-1, self._channels, -1, -1) if images.shape[1] != self._channels else images
+
+
+def _groups(config: CellConfig) -> int | Literal["auto"] | Callable[[int], int]:
+    """A layer that is narrower than what was asked for gets what exists: a group per channel, or one group."""
+    groups, size = config.groups, config.channels_per_group
+    if size is not None:
+        return lambda channels: resolve_num_groups(channels, channels_per_group=min(size, channels))
+    if groups == "auto":
+        return "auto"
+    return lambda channels: resolve_num_groups(channels, min(groups, channels))
+
+
+def _without_norms(network: nn.Module) -> nn.Module:
+    """`network` with nothing in place of each Batch Norm but the layers that it holds."""
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, _BatchNorm):
+                setattr(parent, name, nn.Sequential(*child.children()) if list(child.children()) else nn.Identity())
+    return network

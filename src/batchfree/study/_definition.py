@@ -29,6 +29,8 @@ __all__ = ["STUDIES", "Study", "load_study", "study_text"]
 STUDIES = ("norm-batch", "norms", "groups", "depth", "vgg", "pets", "bit", "recipe")
 
 Table = dict[str, Any]
+#: Data sets and their fingerprints by `ArmSettings.source`.
+Loaded = dict[tuple[object, ...], tuple[ImageData, str]]
 
 
 class Overlay(BaseModel):
@@ -73,21 +75,31 @@ class Study:
     settings: dict[str, str]
     report: ReportSpec
 
-    def cells(self, *, download: bool = False) -> tuple[CellConfig, ...]:
-        """Every cell, each once, after reading the data.
+    def load(self, *, download: bool = False) -> Loaded:
+        """Every data set that an arm needs, with its fingerprint.
 
         Raises:
             DataError: a data set is missing, damaged or unusable.
+        """
+        loaded: Loaded = {}
+        for arm in self.arms:
+            if arm.source not in loaded:
+                data = _load(arm, download)
+                loaded[arm.source] = data, data.fingerprint()
+        return loaded
+
+    def cells(self, loaded: Loaded) -> tuple[CellConfig, ...]:
+        """Every cell, each once.
+
+        Args:
+            loaded: as `load` gives it.
+
+        Raises:
             StudyError: an SGD batch is larger than the training set.
         """
-        loaded: dict[tuple[object, ...], tuple[ImageData, str]] = {}
         cells: dict[str, CellConfig] = {}
         for arm in self.arms:
-            source = (arm.data, arm.data_dir, arm.split, arm.image_size, arm.train_images)
-            if source not in loaded:
-                data = _load(arm, download)
-                loaded[source] = data, data.fingerprint()
-            for cell in arm.cells(self.name, self.protocol, *loaded[source]):
+            for cell in arm.cells(self.name, self.protocol, *loaded[arm.source]):
                 if cell.sgd_batch > cell.train_images:
                     raise StudyError(
                         f"an SGD batch of {cell.sgd_batch} is more than the {cell.train_images} training images. "

@@ -1,37 +1,38 @@
-"""Running the cells of a study on this machine: one subprocess each, so that a dead cell costs one cell."""
+"""Running the cells of a study: one process each, so that a dead cell costs one cell."""
 
 from __future__ import annotations
 
 import os
-import shlex
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from batchfree.errors import StudyError
-from batchfree.records import (
-    CellConfig,
-    CellResult,
-    StudyRecord,
-    read_record,
-    write_record,
-)
-from batchfree.study._cell import only_writer
-from batchfree.study._norm_batch import NormBatchSettings
+from batchfree.records import CellConfig, CellResult, StudyRecord, read_record, write_record
+from batchfree.study._cell import CHECKPOINT
+from batchfree.study._checkpoint import remove_checkpoints
+from batchfree.study._engine import Engine, Job, LocalEngine, Task
+from batchfree.study._environment import MEMORY_VARIABLE
+from batchfree.study._folder import only_writer
 
-__all__ = ["PARENT_VARIABLE", "Progress", "run_study"]
+__all__ = ["Limits", "Progress", "StudyRun"]
 
 POLL_SECONDS = 0.1
-#: Tells a cell whose child it is: it stops, with a checkpoint, when that process is gone, however it went.
-PARENT_VARIABLE = "BATCHFREE_STUDY_PID"
 #: A cell that was asked to stop writes a checkpoint first; after this long it is killed.
 STOP_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one start of a cell may take; `None`: as much as it wants. A cell that hits a limit is a row of its own."""
+
+    seconds: float | None = None
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -45,113 +46,114 @@ class Progress:
     running: tuple[str, ...]  # ids
 
 
-def run_study(
-    settings: NormBatchSettings,
-    out: Path,
-    *,
-    jobs: int | None = None,
-    command: str = "",
-    on_progress: Callable[[Progress], None] = lambda _: None,
-) -> list[CellResult]:
-    """Runs every cell of the study that `out` does not hold yet.
+@dataclass
+class _Running:
+    cell: CellConfig
+    job: Job
+    started: float
+    is_timed_out: bool = False
+
+
+class StudyRun:
+    """The jobs of one study, and what is still to do.
 
     Args:
-        out: made if it is not there; one study per folder.
-        jobs: cells at the same time; as many as the cores hold at `settings.threads` each where `None`.
-        command: what the user typed, kept with the study.
-        on_progress: called a few times a second.
-
-    Returns:
-        One result per cell, in the study's order. A cell that crashed or was killed has status "failed" and runs again
-        the next time; one that diverged has its result.
-
-    Raises:
-        StudyError, DataError, ConversionError: nothing has been written.
-        KeyboardInterrupt: after every child process has written its checkpoint and ended.
+        out: holds `study.json`; nobody else may be at work in it.
+        cells: the ones that `out` does not hold yet are run.
     """
-    settings.check()
-    jobs = _check_jobs(jobs, settings.threads)
-    data = settings.load()
-    cells = settings.cells(data)
-    del data  # the cells read it themselves, each in its process
-    record = _record(settings, cells, command)
-    _check_owner(out, record)
-    with only_writer(out):
-        write_record(out / "study.json", record)
-        return _LocalRun(out, cells, jobs, on_progress).finish()
-
-
-class _LocalRun:
-    """The child processes of one study, and what is still to do."""
 
     def __init__(
-        self, out: Path, cells: tuple[CellConfig, ...], jobs: int, on_progress: Callable[[Progress], None]
+        self,
+        out: Path,
+        cells: Sequence[CellConfig],
+        engine: Engine,
+        limits: Limits,
+        on_progress: Callable[[Progress], None],
     ) -> None:
         self.out = out
         self.cells = cells
-        self.jobs = jobs
+        self.engine = engine
+        self.limits = limits
         self.on_progress = on_progress
         self.waiting = [cell for cell in cells if not self._is_finished(cell)]
-        self.running: dict[str, tuple[CellConfig, subprocess.Popen[bytes]]] = {}
+        self.running: dict[str, _Running] = {}
 
     def finish(self) -> list[CellResult]:
-        """Runs all cells; on the way out, whatever the reason, no child is left."""
+        """Runs all cells; on the way out, whatever the reason, no job is left.
+
+        Raises:
+            StudyError: the disk is full or `out` cannot be written any more.
+        """
         try:
             while self.waiting or self.running:
-                while self.waiting and len(self.running) < self.jobs:
+                while self.waiting and (self.engine.slots is None or len(self.running) < self.engine.slots):
                     self._start(self.waiting.pop(0))
                 self.on_progress(self._progress())
                 time.sleep(POLL_SECONDS)
                 self._collect()
+        except OSError as error:
+            raise StudyError(
+                f"{self.out} cannot be written ({error.strerror or error}). What was written before is whole. "
+                f"Make room, and give the same command again: it goes on from there."
+            ) from error
         finally:
-            self._stop_children()
+            self._stop_jobs()
         self.on_progress(self._progress())
         return [read_record(self._folder(cell) / "result.json", CellResult) for cell in self.cells]
 
     def _start(self, cell: CellConfig) -> None:
         folder = self._folder(cell)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").unlink(missing_ok=True)  # of a failed attempt
-        words = [sys.executable, "-m", "batchfree", "cell", *cell.assignments(), "--out", str(folder)]
-        with open(folder / "log.txt", "ab") as log:
-            log.write(f"$ {shlex.join(words)}\n".encode())
-            log.flush()
-            process = subprocess.Popen(
-                words,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={
-                    **os.environ,
-                    "OMP_NUM_THREADS": str(cell.threads),
-                    "MKL_NUM_THREADS": str(cell.threads),
-                    PARENT_VARIABLE: str(os.getpid()),
-                },
-                start_new_session=True,  # Ctrl-C in the terminal reaches the study, which tells the cells to stop
-            )
-        self.running[cell.cell_id] = (cell, process)
+        (folder / "result.json").unlink(missing_ok=True)  # of an attempt that failed
+        python = [sys.executable, "-m"]
+        if cell.workers > 1:
+            python += ["torch.distributed.run", "--standalone", f"--nproc-per-node={cell.workers}", "--module"]
+        words = [*python, "batchfree", "cell", *cell.assignments(), "--out", str(folder.resolve())]
+        threads = str(cell.threads)
+        environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        if self.limits.memory_bytes is not None:
+            environment[MEMORY_VARIABLE] = str(self.limits.memory_bytes)
+        job = self.engine.start(Task(words, folder / "log.txt", environment))
+        self.running[cell.cell_id] = _Running(cell, job, time.monotonic())
 
     def _collect(self) -> None:
-        for cell_id, (cell, process) in list(self.running.items()):
-            if process.poll() is None:
+        for cell_id, running in list(self.running.items()):
+            outcome = running.job.poll()
+            if outcome is None:
+                self._stop_late(running)
                 continue
             del self.running[cell_id]
-            if not self._is_finished(cell):
-                reason = _reason(process.returncode, self._folder(cell) / "log.txt")
-                failed = CellResult(cell_id=cell_id, status="failed", reason=reason)
-                write_record(self._folder(cell) / "result.json", failed)
+            if not (self._folder(running.cell) / "result.json").exists():
+                self._record_loss(running, outcome)
 
-    def _stop_children(self) -> None:
+    def _stop_late(self, running: _Running) -> None:
+        seconds = self.limits.seconds
+        if seconds is None or running.is_timed_out or time.monotonic() - running.started < seconds:
+            return
+        running.is_timed_out = True
+        running.job.stop()
+
+    def _record_loss(self, running: _Running, outcome: int | str) -> None:
+        folder = self._folder(running.cell)
+        lost = CellResult(
+            cell_id=running.cell.cell_id, status="failed", reason=_reason(outcome, folder / "log.txt")
+        )
+        if running.is_timed_out:
+            reason = f"stopped after {self.limits.seconds:g} seconds; its checkpoint is kept"
+            lost = CellResult(cell_id=running.cell.cell_id, status="timed out", reason=reason)
+        write_record(folder / "result.json", lost)
+
+    def _stop_jobs(self) -> None:
         with _no_second_interrupt():
-            for _, process in self.running.values():
-                process.terminate()
+            for running in self.running.values():
+                running.job.stop()
             deadline = time.monotonic() + STOP_SECONDS
-            for _, process in self.running.values():
-                try:
-                    process.wait(timeout=max(0.0, deadline - time.monotonic()))
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+            for running in self.running.values():
+                while running.job.poll() is None and time.monotonic() < deadline:
+                    time.sleep(POLL_SECONDS / 2)
+                if running.job.poll() is None:
+                    running.job.kill()
+            self.engine.close()
 
     def _progress(self) -> Progress:
         epochs = {cell.cell_id: self._epochs_done(cell) for cell in self.cells}
@@ -173,59 +175,23 @@ class _LocalRun:
 
     def _is_finished(self, cell: CellConfig) -> bool:
         path = self._folder(cell) / "result.json"
-        return path.exists() and read_record(path, CellResult).status != "failed"
+        return path.exists() and read_record(path, CellResult).is_final
 
     def _folder(self, cell: CellConfig) -> Path:
         return self.out / "cells" / cell.cell_id
 
 
-def _check_jobs(jobs: int | None, threads: int) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if jobs is None:
-        return max(1, cores // max(1, threads))
-    if jobs < 1:
-        raise StudyError(f"--jobs {jobs} was given. It must be at least 1. Leave it out for as many as the cores hold.")
-    return jobs
-
-
-def _record(settings: NormBatchSettings, cells: tuple[CellConfig, ...], command: str) -> StudyRecord:
-    described = {
-        name: ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        for name, value in settings.model_dump(exclude_none=True).items()
-    }
-    return StudyRecord(study="norm-batch", command=command, settings=described, cells=cells)
-
-
-def _check_owner(out: Path, record: StudyRecord) -> None:
-    """Refuses an `out` that holds something else than this study."""
-    path = out / "study.json"
-    if path.exists():
-        owner = read_record(path, StudyRecord)
-        if [cell.cell_id for cell in owner.cells] == [cell.cell_id for cell in record.cells]:
-            return
-        names = sorted(owner.settings.keys() | record.settings.keys())
-        differing = [
-            f"{name}: {owner.settings.get(name, 'default')} there, {record.settings.get(name, 'default')} here"
-            for name in names
-            if owner.settings.get(name) != record.settings.get(name)
-        ] or ["the data set's images"]
-        raise StudyError(
-            f"{out} was made by a different study ({'; '.join(differing)}). A folder holds one study, so that its "
-            f"report compares like with like. Pass another --out, or the settings of the first: {owner.command}"
-        )
-    if out.exists() and (not out.is_dir() or any(entry.name != ".lock" for entry in out.iterdir())):
-        raise StudyError(
-            f"{out} exists and holds no study. A new or empty folder is needed. Pass another --out, or empty this one."
-        )
-
-
-def _reason(returncode: int, log: Path) -> str:
+def _reason(outcome: int | str, log: Path) -> str:
     """Why a cell has no result: its exit, and the last line it printed."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     last = "" if not lines or lines[-1].startswith("$ ") else f": {lines[-1]}"
-    if returncode < 0:
-        return f"killed by {signal.Signals(-returncode).name}{last}"
-    return f"ended with exit code {returncode}{last}"
+    if isinstance(outcome, str):
+        return f"{outcome}{last}"
+    if outcome < 0:
+        perhaps = ", as the system does when memory is short" if outcome == -signal.SIGKILL else ""
+        return f"killed by {signal.Signals(-outcome).name}{perhaps}{last}"
+    return f"ended with exit code {outcome}{last}"
 
 
 @contextmanager

@@ -49,6 +49,11 @@ class ArmSettings(BaseModel):
     threads: PositiveInt = Field(1, description="per run; they move the last bits")
     device: str = Field("cpu", description="cpu, or an accelerator as torch names it")
 
+    @property
+    def source(self) -> tuple[object, ...]:
+        """What decides the images; arms of the same source share them."""
+        return self.data, self.data_dir, self.split, self.image_size, self.train_images
+
     def cells(self, study: str, protocol: str, data: ImageData, fingerprint: str) -> list[CellConfig]:
         """One cell per seed."""
         norm_batch, sgd_batch = self._batches()

@@ -1,0 +1,105 @@
+"""What a run is made on: versions, processor, threads, limits, memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sys
+from pathlib import Path
+
+import numpy
+import torch
+
+from batchfree import __version__
+from batchfree.errors import StudyError
+from batchfree.records import CellConfig, Environment
+
+__all__ = ["MEMORY_VARIABLE", "is_out_of_memory", "limit_memory", "peak_memory_bytes", "present_environment", "size_bytes"]
+
+#: Tells a cell how much memory it may take, in bytes.
+MEMORY_VARIABLE = "BATCHFREE_MEMORY_BYTES"
+
+_UNITS = {"": 1, "B": 1, **{f"{letter}iB": 1024**power for power, letter in enumerate("KMGT", start=1)}}
+_UNITS |= {f"{letter}B": 1000**power for power, letter in enumerate("KMGT", start=1)}
+
+
+def present_environment(config: CellConfig) -> Environment:
+    """This process's."""
+    return Environment(
+        python=platform.python_version(),
+        torch=torch.__version__,
+        numpy=numpy.__version__,
+        platform=platform.platform(),
+        processor=_processor(config.device),
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        threads=config.threads,
+        batchfree=__version__,
+    )
+
+
+def size_bytes(text: str) -> int:
+    """The number of bytes that "8GiB", "500 MB" or "1024" mean.
+
+    Raises:
+        StudyError: not a size.
+    """
+    found = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", text)
+    unit = None if found is None else next((u for u in _UNITS if u.lower() == found[2].lower()), None)
+    try:
+        size = int(float(found[1]) * _UNITS[unit]) if found and unit is not None else 0
+    except ValueError:
+        size = 0
+    if size <= 0:
+        raise StudyError(
+            f"{text!r} was given as a size. It is a number and a unit: {', '.join(filter(None, _UNITS))}. "
+            f"Pass for instance 8GiB."
+        )
+    return size
+
+
+def limit_memory() -> None:
+    """Lets this process allocate no more than `MEMORY_VARIABLE` says; more is an error inside it, not a kill."""
+    limit = os.environ.get(MEMORY_VARIABLE)
+    if limit is None:
+        return
+    if not sys.platform.startswith("linux"):
+        raise StudyError(
+            f"a memory limit was given, and {sys.platform} cannot keep it. It works on Linux. Leave it out."
+        )
+    import resource  # POSIX only
+
+    # Private writable memory: address space would count what CUDA merely reserves.
+    resource.setrlimit(resource.RLIMIT_DATA, (int(limit), int(limit)))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out, in Python, in torch on a CPU or on an accelerator."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("can't allocate memory", "bad_alloc", "not enough memory", "out of memory")
+    )
+
+
+def peak_memory_bytes(device: str) -> int:
+    """Of the accelerator where there is one, else of this process; 0 where the system does not tell."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
+    import resource  # POSIX only
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _processor(device: str) -> str:
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,201 @@
+"""The training of one cell, step by step, and its files."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from batchfree.records import LAST_EPOCHS, CellConfig, CellResult, Cost, EpochMetrics, read_metrics, summarise
+from batchfree.study._arm import NetworkImages, group_counts
+from batchfree.study._augment import augment
+from batchfree.study._checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from batchfree.study._data import ImageData
+from batchfree.study._environment import peak_memory_bytes
+from batchfree.study._evaluation import RECOMPUTING_IMAGES, evaluate, has_batch_norm, recomputed_statistics
+from batchfree.study._schedules import learning_rate_at
+from batchfree.study._workers import Workers
+
+__all__ = ["Training", "TrainingFiles", "image_order"]
+
+
+@dataclass(frozen=True)
+class TrainingFiles:
+    """Where a cell is kept while it runs."""
+
+    metrics: Path
+    checkpoint: Path
+    checkpoint_seconds: float  # between two checkpoints
+
+
+class Training:
+    """A cell in memory. Everything that moves its numbers is in `config`, `data` and the files' last checkpoint."""
+
+    def __init__(
+        self,
+        config: CellConfig,
+        files: TrainingFiles,
+        data: ImageData,
+        network: nn.Module,
+        workers: Workers,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self.config = config
+        self.files = files
+        self.should_stop = should_stop
+        self.workers = workers
+        self.data = data
+        self.images = NetworkImages(config, data)
+        self.network = network.to(config.device)
+        self.optimizer = _optimizer(config, self.network)
+        self.steps_per_epoch = len(data.train_images) // config.sgd_batch  # the ragged last batch is left out
+        self.state = self._restore()
+        self.stepped = workers.wrap(self.network)  # after the weights are those of the checkpoint
+        self.resumed_seconds = self.state.seconds
+        self.started = self.checkpointed = time.perf_counter()
+
+    def finish(self) -> CellResult | None:
+        """Trains to the end, or until asked to stop, which gives `None`."""
+        while self.state.epoch < self.config.epochs:
+            try:
+                if not self._train_epoch():
+                    return None
+                self._validate()
+            except _DivergedError as reason:
+                return CellResult(cell_id=self.config.cell_id, status="diverged", reason=str(reason))
+        return summarise(self.config.cell_id, read_metrics(self.files.metrics), group_counts(self.network))
+
+    def cost(self) -> Cost:
+        """What the cell took so far, earlier starts included."""
+        return Cost(
+            seconds=self._seconds(),
+            training_seconds=self.state.training_seconds,
+            steps=self.state.total_steps,
+            peak_memory_bytes=peak_memory_bytes(self.config.device),
+        )
+
+    def _train_epoch(self) -> bool:
+        """Trains what is left of the current epoch; `False` when asked to stop."""
+        self.network.train()
+        order = image_order(self.config.seed, self.state.epoch, len(self.data.train_images))
+        while self.state.step < self.steps_per_epoch:
+            began = time.perf_counter()
+            start = self.state.step * self.config.sgd_batch
+            self._step(order[start : start + self.config.sgd_batch])
+            self.state.training_seconds += time.perf_counter() - began
+            if self.workers.any(self.should_stop()):
+                self._save()
+                return False
+            if time.perf_counter() - self.checkpointed > self.files.checkpoint_seconds:
+                self._save()
+        return True
+
+    def _step(self, chosen: Tensor) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(
+                self.config, self.state.total_steps, self.steps_per_epoch * self.config.epochs
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        mine = self.workers.share(chosen)
+        images = self.images.training(mine, self._augmented(mine))
+        loss = F.cross_entropy(self.stepped(images), self.data.train_labels[mine].to(self.config.device))
+        mean_loss = self.workers.mean(loss.item())
+        if not math.isfinite(mean_loss):
+            raise _DivergedError(
+                f"the loss became {mean_loss} at step {self.state.step + 1} of epoch {self.state.epoch + 1}"
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.state.loss_sum += mean_loss
+        self.state.step += 1
+        self.state.total_steps += 1
+
+    def _augmented(self, chosen: Tensor) -> Tensor | None:
+        """The chosen images' pixels under this epoch's augmentation; `None` where there is none."""
+        if self.config.augment == "none":
+            return None
+        return augment(
+            self.data.train_images[chosen],
+            chosen.tolist(),
+            kind=self.config.augment,
+            image_size=self.config.image_size,
+            seed=self.config.seed,
+            epoch=self.state.epoch,
+        )
+
+    def _validate(self) -> None:
+        validation, labels = self.images.validation()
+        scores = evaluate(self.network, validation, labels)
+        if not math.isfinite(scores.loss):
+            raise _DivergedError(f"the validation loss was {scores.loss} after epoch {self.state.epoch + 1}")
+        recomputed = None
+        if has_batch_norm(self.network) and self.state.epoch + LAST_EPOCHS >= self.config.epochs:
+            with recomputed_statistics(self.network, self.images.training(slice(RECOMPUTING_IMAGES))):
+                recomputed = evaluate(self.network, validation, labels).error_percent
+        line = EpochMetrics(
+            epoch=self.state.epoch + 1,
+            train_loss=self.state.loss_sum / self.steps_per_epoch,
+            validation_loss=scores.loss,
+            error_percent=scores.error_percent,
+            recomputed_error_percent=recomputed,
+            feature_percentiles=scores.feature_percentiles,
+        ).model_dump_json()
+        self.state.epoch += 1
+        self.state.step = 0
+        self.state.loss_sum = 0.0
+        if self.workers.rank == 0:
+            self._log(line)
+
+    def _log(self, line: str) -> None:
+        with open(self.files.metrics, "ab") as file:
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())  # a checkpoint that counts on this line may follow
+            self.state.metrics_bytes = file.tell()
+
+    def _restore(self) -> TrainingState:
+        """The state of the last good checkpoint, or a new one; lines of metrics that came after it are cut off."""
+        logged = self.files.metrics.stat().st_size if self.files.metrics.exists() else 0
+        state = load_checkpoint(self.files.checkpoint, self.network, self.optimizer, metrics_bytes=logged)
+        if self.workers.rank == 0:
+            if state.total_steps:
+                print(f"going on from step {state.step} of epoch {state.epoch + 1}", flush=True)
+            with open(self.files.metrics, "ab") as file:
+                file.truncate(state.metrics_bytes)
+        return state
+
+    def _save(self) -> None:
+        self.checkpointed = time.perf_counter()
+        self.state.seconds = self._seconds()
+        if self.workers.rank == 0:
+            save_checkpoint(self.files.checkpoint, self.state, self.network, self.optimizer)
+
+    def _seconds(self) -> float:
+        return self.resumed_seconds + time.perf_counter() - self.started
+
+
+class _DivergedError(Exception):
+    """The loss is not finite any more."""
+
+
+def image_order(seed: int, epoch: int, images: int) -> Tensor:
+    """The order of the training images: a function of seed and epoch alone, hence the same for every arm."""
+    # NumPy takes both numbers whole; torch's CPU generator would drop the upper half of one 64-bit seed.
+    return torch.from_numpy(numpy.random.default_rng((seed, epoch)).permutation(images))
+
+
+def _optimizer(config: CellConfig, network: nn.Module) -> torch.optim.Optimizer:
+    parameters = network.parameters()
+    if config.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+    )

@@ -28,7 +28,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "records": ({"errors"}, {"pydantic", "typing_extensions"}),
     "study": (
         {"convert", "torch", "records", "errors", ""},
-        {"torch", "pydantic", "numpy", "PIL", "sklearn", "safetensors", "filelock"},
+        {"torch", "torchvision", "timm", "pydantic", "numpy", "PIL", "sklearn", "safetensors", "filelock"},
     ),
     "report": ({"records", "errors"}, {"numpy", "scipy", "matplotlib", "jinja2"}),
     "cli": ({"_core", "convert", "torch", "records", "errors", "study", "report", ""}, {"typer", "rich", "pydantic"}),

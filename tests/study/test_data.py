@@ -1,27 +1,15 @@
 from __future__ import annotations
 
-import gzip
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from batchfree.errors import DataError
 from batchfree.study._data import FASHION_MNIST_FOLDER, ImageData, load_data, resolve_data
-
-
-def write_fashion_mnist(folder: Path, train: int = 30, test: int = 20) -> None:
-    """The four files in the published format: big-endian headers, 28x28 unsigned bytes, some gzipped."""
-    folder.mkdir(exist_ok=True)
-    rng = np.random.default_rng(0)
-    for part, count in (("train", train), ("t10k", test)):
-        images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        labels = np.arange(count, dtype=np.uint8) % 10
-        packed = struct.pack(">BBBB3I", 0, 0, 8, 3, count, 28, 28) + images.tobytes()
-        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(packed))
-        (folder / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">BBBBI", 0, 0, 8, 1, count) + labels.tobytes())
+from tests.study.published import write_cifar10, write_fashion_mnist, write_pets
 
 
 def test_digits_are_the_published_ones() -> None:
@@ -36,14 +24,6 @@ def test_digits_are_the_published_ones() -> None:
     assert data.train_images[0, 0, 3:5, 3:5].float().mean() < data.train_images[0, 0, 3:5, 2].float().mean()
 
 
-def test_fashion_mnist_is_read_from_its_four_files(tmp_path: Path) -> None:
-    write_fashion_mnist(tmp_path)
-    data = load_data("fashion-mnist", data_dir=str(tmp_path))
-    assert data.train_images.shape == (30, 1, 28, 28)
-    assert data.validation_labels.tolist() == [*range(10)] * 2
-    assert data.classes[9] == "Ankle boot"
-
-
 @pytest.mark.skipif(
     not FASHION_MNIST_FOLDER.exists(), reason="the Debian package dataset-fashion-mnist is not installed"
 )
@@ -52,21 +32,6 @@ def test_the_debian_package_is_found_without_being_told() -> None:
     assert data.train_images.shape == (60000, 1, 28, 28)
     assert data.validation_images.shape == (10000, 1, 28, 28)
     assert torch.bincount(data.train_labels).tolist() == [6000] * 10
-
-
-def test_a_missing_or_inconsistent_file_is_refused_with_the_way_to_get_it(tmp_path: Path) -> None:
-    write_fashion_mnist(tmp_path)
-    labels = tmp_path / "train-labels-idx1-ubyte"
-    whole = labels.read_bytes()
-    labels.write_bytes(struct.pack(">BBBBI", 0, 0, 8, 1, 29) + whole[8:-1])
-    with pytest.raises(DataError, match="30 train images and 29 train labels"):
-        load_data("fashion-mnist", data_dir=str(tmp_path))
-    labels.write_bytes(whole[:-1] + b"\x0a")
-    with pytest.raises(DataError, match="label of 10"):
-        load_data("fashion-mnist", data_dir=str(tmp_path))
-    labels.unlink()
-    with pytest.raises(DataError, match="apt-get install dataset-fashion-mnist"):
-        load_data("fashion-mnist", data_dir=str(tmp_path))
 
 
 def test_a_subset_is_the_same_every_time_and_from_all_over_the_set() -> None:
@@ -127,13 +92,59 @@ def test_names_and_paths_are_told_apart(tmp_path: Path, monkeypatch: pytest.Monk
 def test_settings_that_do_not_apply_are_refused(image_folder: Path) -> None:
     for arguments in (
         {"data": "digits", "data_dir": "/somewhere"},
-        {"data": "digits", "image_size": 16},
+        {"data": "digits", "download": True},
+        {"data": "cifar10", "split": "official"},
         {"data": str(image_folder), "data_dir": "/somewhere"},
+        {"data": str(image_folder), "split": "blog"},
     ):
-        with pytest.raises(DataError, match=r"Leave it out|Pass the path alone"):
+        with pytest.raises(DataError, match="Leave it out"):
             load_data(**arguments)
+    with pytest.raises(DataError, match="image size of 0"):
+        load_data("digits", image_size=0)
 
 
 def test_a_folder_of_class_folders_is_read_at_the_size_asked_for(image_folder: Path) -> None:
     assert load_data(str(image_folder)).train_images.shape == (16, 3, 32, 32)
     assert load_data(str(image_folder), image_size=12).train_images.shape == (16, 3, 12, 12)
+
+
+@pytest.mark.parametrize("size", [5, 8, 20])
+def test_digits_are_resized_as_pillow_does(size: int) -> None:
+    data, small = load_data("digits"), load_data("digits", image_size=size)
+    assert small.train_images.shape == (1438, 1, size, size)
+    assert small.validation_images.shape == (359, 1, size, size)
+    for index in (0, 1, 1437):
+        image = Image.fromarray(data.train_images[index, 0].numpy())
+        wanted = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)).astype(int)
+        assert np.abs(small.train_images[index, 0].numpy() - wanted).max() <= 1
+    assert torch.equal(small.train_labels, data.train_labels)
+
+
+def test_the_files_are_found_in_the_folder_given_or_below_it(tmp_path: Path) -> None:
+    below = tmp_path / "somewhere" / "fashion-mnist"
+    write_fashion_mnist(below)
+    seen = {load_data("fashion-mnist", data_dir=str(place)).fingerprint() for place in (below, below.parent)}
+    assert len(seen) == 1
+    below.rename(tmp_path / "clothes")
+    assert load_data("fashion-mnist", data_dir=str(tmp_path / "clothes")).fingerprint() in seen
+
+
+def test_cifar10_is_read_whole_from_its_published_files(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-10-batches-bin"
+    write_cifar10(folder, records=10_000)
+    data = load_data("cifar10", data_dir=str(tmp_path))
+    assert data.train_images.shape == (50_000, 3, 32, 32)
+    assert data.validation_images.shape == (10_000, 3, 32, 32)
+    assert load_data("cifar10", data_dir=str(folder), image_size=4).train_images.shape == (50_000, 3, 4, 4)
+
+
+def test_pets_are_read_at_the_size_and_split_asked_for(tmp_path: Path) -> None:
+    write_pets(tmp_path / "oxford-iiit-pet")
+    data = load_data("pets", data_dir=str(tmp_path), image_size=16)
+    assert data.train_images.shape[1:] == (3, 16, 16)
+    assert len(data.classes) == 37
+    other = load_data("pets", data_dir=str(tmp_path), image_size=16, split="blog")
+    assert len(other.train_images) != len(data.train_images)
+    assert load_data("pets", data_dir=str(tmp_path / "oxford-iiit-pet")).train_images.shape[1:] == (3, 128, 128)
+    with pytest.raises(DataError, match="Did you mean official"):
+        load_data("pets", data_dir=str(tmp_path), split="oficial")

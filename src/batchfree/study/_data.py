@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from batchfree.errors import DataError, unknown_name
-from batchfree.study._idx import read_idx
+from batchfree.study._cifar10 import read_cifar10
+from batchfree.study._download import SOURCES, cache_folder, fetch
+from batchfree.study._fashion_mnist import read_fashion_mnist
 from batchfree.study._image_folder import read_image_folder
+from batchfree.study._pets import read_pets
 
 __all__ = ["DATA_SETS", "ImageData", "load_data", "resolve_data"]
 
-DEFAULT_IMAGE_SIZE = 32
+#: Names that `load_data` knows; everything else is a path.
+DATA_SETS = ("digits", "fashion-mnist", "cifar10", "pets")
+#: Sides in pixels where none is asked for, of the data sets whose images have none of their own.
+FOLDER_IMAGE_SIZE = 32
+PETS_IMAGE_SIZE = 128
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-FASHION_MNIST_CLASSES = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-)  # fmt: skip
+RESIZED_AT_ONCE = 1000
+
+#: ((training, validation) images, (training, validation) labels, class names)
+Parts = tuple[tuple[npt.NDArray[np.uint8], ...], tuple[npt.NDArray[np.int64], ...], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -88,86 +96,105 @@ def resolve_data(data: str) -> str:
     raise DataError(unknown_name("data set", data, DATA_SETS) + " A path to a folder of class folders works too.")
 
 
-def load_data(data: str, *, data_dir: str | None = None, image_size: int | None = None) -> ImageData:
+def load_data(
+    data: str,
+    *,
+    data_dir: str | None = None,
+    image_size: int | None = None,
+    split: str | None = None,
+    download: bool = False,
+) -> ImageData:
     """Reads a data set whole.
 
     Args:
-        data: "digits", "fashion-mnist", or the path of a folder of class folders.
-        data_dir: where the files of "fashion-mnist" lie; Debian's place where `None`.
-        image_size: side in pixels that a folder's images are brought to, 32 where `None`; others keep their own.
+        data: "digits", "fashion-mnist", "cifar10", "pets", or the path of a folder of class folders.
+        data_dir: where the files of the three middle ones lie: the folder of their published name (`fashion-mnist`,
+            `cifar-10-batches-bin`, `oxford-iiit-pet`) or the one that holds it. Where `None`, Debian's place for
+            "fashion-mnist", then `$XDG_CACHE_HOME/batchfree`.
+        image_size: side in pixels that the images are brought to (bilinear, with antialiasing). Where `None`, 128 for
+            "pets", 32 for a folder; the others keep their own.
+        split: "official" (where `None`) or "blog", for "pets" alone; see `read_pets`.
+        download: fetch the published files to that place if their folder is not there.
 
     Raises:
-        DataError: the data set is missing, damaged or unusable.
+        DataError: the data set is missing, damaged or unusable, or a setting does not apply to it.
     """
     name = resolve_data(data)
-    if name in DATA_SETS:
-        if image_size is not None:
-            raise DataError(
-                f"an image size of {image_size} was given for {name}, whose images keep their own size. It is for a "
-                f"folder of images. Leave it out."
-            )
-        return DATA_SETS[name](data_dir)
-    if data_dir is not None:
-        raise DataError(f"a data folder ({data_dir}) was given beside a path ({data}). Pass the path alone.")
-    images, labels, classes = read_image_folder(Path(name), DEFAULT_IMAGE_SIZE if image_size is None else image_size)
-    return _from_arrays(images, labels, classes)
+    if image_size is not None and image_size < 1:
+        raise DataError(f"an image size of {image_size} was given. It is a side in pixels, at least 1. Pass another.")
+    if split is not None and name != "pets":
+        raise DataError(f"a split ({split}) was given for {data}. Only pets have more than one. Leave it out.")
+    if name not in SOURCES and (data_dir is not None or download):
+        given = f"a data folder ({data_dir})" if data_dir is not None else "the wish to download"
+        whose = "digits, which come with scikit-learn" if name == "digits" else f"the path {data}"
+        raise DataError(f"{given} was given beside {whose}. They need no other place. Leave it out.")
+    if name == "digits":
+        return _resized(_from_parts(_digits()), image_size)
+    if name not in SOURCES:
+        return _from_parts(read_image_folder(Path(name), image_size or FOLDER_IMAGE_SIZE))
+    folder = _published_folder(name, data_dir, download)
+    if name == "pets":
+        return _from_parts(read_pets(folder, image_size or PETS_IMAGE_SIZE, split or "official"))
+    read = {"fashion-mnist": read_fashion_mnist, "cifar10": read_cifar10}[name]
+    return _resized(_from_parts(read(folder)), image_size)
 
 
-def _digits(data_dir: str | None) -> ImageData:
+def _published_folder(name: str, data_dir: str | None, download: bool) -> Path:
+    """The folder with the published files, fetched if it is not there and that was asked for."""
+    published = SOURCES[name].folder
+    parent = cache_folder() if data_dir is None else Path(data_dir).expanduser()
+    places = [parent / published]
+    if data_dir is not None and (
+        parent.name == published or (name == "fashion-mnist" and any(parent.glob("*-ubyte*")))
+    ):
+        places.insert(0, parent)
+    if name == "fashion-mnist" and data_dir is None:
+        places.append(FASHION_MNIST_FOLDER)
+    for place in places:
+        if place.is_dir():
+            return place
+    if download:
+        return fetch(name, parent.parent if parent.name == published else parent)
+    debian = "install the Debian package dataset-fashion-mnist, " if name == "fashion-mnist" else ""
+    raise DataError(
+        f"{name} is not there: no folder {' or '.join(map(str, places))}. Its published files are needed: "
+        f"{', '.join(address for address, _ in SOURCES[name].files)}. Pass --download to fetch them, {debian}or pass "
+        f"the folder that holds {published} with --data-dir."
+    )
+
+
+def _digits() -> Parts:
     """1797 scans of 8x8 (UCI optical recognition of handwritten digits), every fifth one for validation."""
     from sklearn.datasets import load_digits  # takes a second, and other data sets do without
 
-    if data_dir is not None:
-        raise DataError(f"a data folder ({data_dir}) was given for digits, which come with scikit-learn. Leave it out.")
     bunch = load_digits()
     images = bunch.images.astype(np.uint8)[:, None]
     labels = bunch.target.astype(np.int64)
     held_out = np.arange(len(images)) % 5 == 4
-    return _from_arrays(
+    return (
         (images[~held_out], images[held_out]),
         (labels[~held_out], labels[held_out]),
         tuple(str(digit) for digit in range(10)),
     )
 
 
-def _fashion_mnist(data_dir: str | None) -> ImageData:
-    """70,000 pictures of clothes, 28x28, 10,000 of them for validation (Xiao et al. 2017, arXiv 1708.07747)."""
-    folder = FASHION_MNIST_FOLDER if data_dir is None else Path(data_dir)
-    images, labels = [], []
-    for part in ("train", "t10k"):
-        images.append(read_idx(_idx_file(folder, f"{part}-images-idx3-ubyte"), dimensions=3)[:, None])
-        labels.append(read_idx(_idx_file(folder, f"{part}-labels-idx1-ubyte"), dimensions=1).astype(np.int64))
-        if len(images[-1]) != len(labels[-1]):
-            raise DataError(
-                f"{folder} has {len(images[-1])} {part} images and {len(labels[-1])} {part} labels. There must be one "
-                f"label per image. Fetch the four files again, from one source."
-            )
-        if labels[-1].size and labels[-1].max() >= len(FASHION_MNIST_CLASSES):
-            raise DataError(
-                f"{folder} has a {part} label of {labels[-1].max()}. Fashion-MNIST has classes 0 to 9. "
-                f"Check which data set this is."
-            )
-    return _from_arrays((images[0], images[1]), (labels[0], labels[1]), FASHION_MNIST_CLASSES)
-
-
-def _idx_file(folder: Path, name: str) -> Path:
-    for candidate in (folder / name, folder / f"{name}.gz"):
-        if candidate.exists():
-            return candidate
-    raise DataError(
-        f"{folder} does not hold {name} or {name}.gz. Fashion-MNIST is four files, "
-        f"{{train,t10k}}-{{images-idx3,labels-idx1}}-ubyte, plain or gzipped. Install the Debian package "
-        f"(apt-get install dataset-fashion-mnist), or fetch them from the data set's page and pass their folder "
-        f"with --data-dir."
-    )
-
-
-def _from_arrays(images: tuple[np.ndarray, ...], labels: tuple[np.ndarray, ...], classes: tuple[str, ...]) -> ImageData:
+def _from_parts(parts: Parts) -> ImageData:
+    images, labels, classes = parts
     # np.array copies: torch wants writable memory, and an IDX array views read-only bytes.
     train_images, validation_images = (torch.from_numpy(np.array(part)) for part in images)
     train_labels, validation_labels = (torch.from_numpy(np.array(part)) for part in labels)
     return ImageData(train_images, train_labels, validation_images, validation_labels, classes)
 
 
-#: Data sets by name.
-DATA_SETS: dict[str, Callable[[str | None], ImageData]] = {"digits": _digits, "fashion-mnist": _fashion_mnist}
+def _resized(data: ImageData, image_size: int | None) -> ImageData:
+    if image_size is None or data.train_images.shape[2:] == (image_size, image_size):
+        return data
+    from torchvision.transforms.v2.functional import resize  # takes a second, and most studies do without
+
+    def fit(images: Tensor) -> Tensor:
+        # in parts: what resizing computes with takes more room than bytes
+        starts = range(0, len(images), RESIZED_AT_ONCE)
+        parts = [images[start : start + RESIZED_AT_ONCE] for start in starts]
+        return torch.cat([resize(part, [image_size, image_size], antialias=True) for part in parts])
+
+    return replace(data, train_images=fit(data.train_images), validation_images=fit(data.validation_images))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from batchfree.errors import DataError
+from batchfree.study._image_file import read_image
 
 __all__ = ["read_image_folder"]
 
@@ -104,17 +104,5 @@ def _split(files: Files, classes: list[str]) -> tuple[Files, Files]:
 def _read(files: Files, image_size: int) -> npt.NDArray[np.uint8]:
     images = np.empty((len(files), 3, image_size, image_size), np.uint8)
     for index, (path, _) in enumerate(files):
-        try:
-            # Decoded by content, not by name: PNG and GIF files named .jpg are common in published sets.
-            with Image.open(path) as image:
-                if image.mode.startswith(("I", "F")):
-                    raise ValueError(f"its pixels are of mode {image.mode}, which 8 bits per channel would clip")
-                upright = ImageOps.exif_transpose(image).convert("RGB")
-                fitted = ImageOps.fit(upright, (image_size, image_size), Image.Resampling.BILINEAR)
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-            raise DataError(
-                f"{path} cannot be read as an image: {error}. Every image must decode whole, to 8 bits per channel. "
-                f"Repair, convert or remove it."
-            ) from error
-        images[index] = np.asarray(fitted).transpose(2, 0, 1)
+        images[index] = read_image(path, image_size)
     return images

@@ -68,8 +68,8 @@ class ImageData:
             digest.update(part.contiguous().numpy().data)
         return digest.hexdigest()
 
-    def standardised(self) -> tuple[Tensor, Tensor]:
-        """Training and validation images as float32, with mean 0 and deviation 1 per channel over the training part."""
+    def channel_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of each channel over the training part, as (1, channels, 1, 1) float32."""
         means, deviations = [], []
         for channel in range(self.train_images.shape[1]):
             counts = torch.bincount(self.train_images[:, channel].flatten(), minlength=256).double()
@@ -78,7 +78,7 @@ class ImageData:
             means.append(mean)
             deviations.append(((counts @ (values - mean) ** 2) / counts.sum()).sqrt().clamp_min(1.0))  # may be blank
         mean, deviation = (torch.stack(part).float().reshape(1, -1, 1, 1) for part in (means, deviations))
-        return (self.train_images - mean) / deviation, (self.validation_images - mean) / deviation
+        return mean, deviation
 
 
 def resolve_data(data: str) -> str:

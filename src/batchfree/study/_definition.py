@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -275,6 +276,9 @@ def _refusal(where: str, error: ValidationError, fields: Sequence[str]) -> Study
         key = ".".join(map(str, problem["loc"]))
         if problem["type"] == "extra_forbidden":
             parts.append(unknown_name("setting", key, fields))
+        elif problem["type"] == "literal_error" and isinstance(problem["input"], str):
+            allowed = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+            parts.append(unknown_name(key.replace("int", "").strip("."), problem["input"], allowed))
         elif problem["type"] == "missing":
             parts.append(f"{key} is missing. A study's file needs it. Add it")
         else:

@@ -115,3 +115,9 @@ def test_a_norm_with_a_forward_of_its_own_is_refused() -> None:
 
     with pytest.raises(StudyError, match="Scaled, whose own forward would be lost"):
         with_norm_batch(nn.Sequential(Scaled(3)), 2, torch.zeros(1, 3, 2, 2))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(3, momentum=None), nn.BatchNorm2d(3, track_running_stats=False)])
+def test_a_norm_without_a_running_average_is_refused(norm: nn.BatchNorm2d) -> None:
+    with pytest.raises(StudyError, match="keeps no running average"):
+        with_norm_batch(nn.Sequential(norm), 2, torch.zeros(1, 3, 2, 2))

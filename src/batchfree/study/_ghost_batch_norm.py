@@ -33,13 +33,19 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
         """A layer like `norm`, parameters and running statistics shared with it.
 
         Raises:
-            StudyError: `norm` does something of its own that would be lost.
+            StudyError: `norm` does something of its own that would be lost, or keeps no running average.
         """
         if type(norm).forward is not nn.BatchNorm2d.forward and not _has_activation(norm):
             raise StudyError(
                 f"Batch Norm over fewer images than the batch has was asked for in a {type(norm).__name__}, whose own "
                 f"forward would be lost. torch's BatchNorm2d and timm's BatchNormAct2d are known. Leave bn out of "
                 f"--norms, or pass a network that is built with these."
+            )
+        if norm.running_mean is None or norm.momentum is None:
+            raise StudyError(
+                f"Batch Norm over fewer images than the batch has was asked for in a {type(norm).__name__} that keeps "
+                f"no running average (track_running_stats={norm.track_running_stats}, momentum={norm.momentum}). One "
+                f"with a momentum is needed. Leave bn out of --norms, or pass a network whose norms have one."
             )
         ghost = cls.__new__(cls)
         ghost.__dict__ = dict(norm.__dict__)

@@ -266,7 +266,7 @@ def _axes(arms: Sequence[ArmSettings], tables: Sequence[Table]) -> tuple[str, ..
 
 def _load(arm: ArmSettings, download: bool) -> ImageData:
     data = load_data(arm.data, data_dir=arm.data_dir, image_size=arm.image_size, split=arm.split, download=download)
-    return data.take(len(data.train_images) if arm.train_images is None else arm.train_images)
+    return data.take(arm.train_images, arm.validation_images)
 
 
 def _refusal(where: str, error: ValidationError, fields: Sequence[str]) -> StudyError:
@@ -284,7 +284,8 @@ def _refusal(where: str, error: ValidationError, fields: Sequence[str]) -> Study
         else:
             parts.append(f"{key} = {_plain(problem['input'])} was given. {problem['msg']}. Pass such a value")
     unique = dict.fromkeys(part.rstrip(".") for part in parts)
-    return StudyError(f"{where}: {'; '.join(unique)}.")
+    text = "; ".join(unique)
+    return StudyError(f"{where}: {text}{'' if text.endswith('?') else '.'}")
 
 
 def _described(settings: Table, tables: Sequence[Table], protocol: str | None) -> dict[str, str]:

@@ -167,7 +167,7 @@ def _published_folder(name: str, data_dir: str | None, download: bool) -> Path:
             return place
     if download:
         return fetch(name, parent.parent if parent.name == published else parent)
-    debian = "install the Debian package dataset-fashion-mnist, " if name == "fashion-mnist" else ""
+    debian = "install the Debian package (apt-get install dataset-fashion-mnist), " if name == "fashion-mnist" else ""
     raise DataError(
         f"{name} is not there: no folder {' or '.join(map(str, places))}. Its published files are needed: "
         f"{', '.join(address for address, _ in SOURCES[name].files)}. Pass --download to fetch them, {debian}or pass "

@@ -121,11 +121,11 @@ class StudyRun:
     def _stop_late(self, running: _Running) -> None:
         seconds = self.limits.seconds
         late = -1.0 if seconds is None else time.monotonic() - running.started - seconds
-        if late >= STOP_SECONDS:
-            running.job.kill()
-        elif late >= 0 and not running.is_timed_out:
+        if late >= 0 and not running.is_timed_out:
             running.is_timed_out = True
             running.job.stop()
+        elif late >= STOP_SECONDS:
+            running.job.kill()
 
     def _record_loss(self, running: _Running, outcome: int | str) -> None:
         folder = self._folder(running.cell)

@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from batchfree.study._engine import Task
 from tests.study.forks import ForkedEngine, ForkedJob, fork, in_fork
 from tests.study.quick import cells_of, numbers, quick_study
 
+#: A file that a cell makes when it waits to be stopped.
+REACHED = "reached"
 Numbers = dict[str, tuple[bytes, bytes]]
 
 
@@ -35,17 +38,17 @@ def run_undisturbed(study: Study, out: Path) -> Numbers:
     return numbers(out)
 
 
-def at_logging(cell: str, epoch: int, act: Callable[[], object]) -> Callable[[Task], None]:
-    """Sabotage: before that epoch of the cells whose id starts so is logged, `act` is called in the cell's process."""
+def at_logging(cell: str, epoch: int, act: Callable[[Path], object]) -> Callable[[Task], None]:
+    """Sabotage: before that epoch of the cells whose id starts so is logged, `act` gets their folder, in their process."""
 
     def sabotage(task: Task) -> None:
         left = [epoch]
 
         def hook(event: str, arguments: tuple[object, ...]) -> None:
-            if event == "open" and str(arguments[0]).endswith("metrics.jsonl") and arguments[1] == "ab":
+            if event == "open" and str(arguments[0]).endswith("metrics.jsonl") and arguments[1] == "a":
                 left[0] -= 1
                 if left[0] == -1:  # the first opening, at the start, cuts the file
-                    act()
+                    act(task.log.parent)
 
         if task.log.parent.name.startswith(cell):
             sys.addaudithook(hook)
@@ -53,13 +56,27 @@ def at_logging(cell: str, epoch: int, act: Callable[[], object]) -> Callable[[Ta
     return sabotage
 
 
-def segfault() -> None:
+def segfault(_: Path) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     ctypes.string_at(0)
 
 
-def kill() -> None:
+def kill(_: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def go_on_once_stopped(folder: Path) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    (folder / REACHED).touch()
+    signal.sigwait([signal.SIGTERM])
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    signal.raise_signal(signal.SIGTERM)
+
+
+def hang(folder: Path) -> None:
+    (folder / REACHED).touch()
+    while True:
+        signal.pause()
 
 
 def run_with_deaths(folder: Path) -> tuple[list[CellResult], Numbers, list[CellResult], Numbers, Numbers]:
@@ -85,24 +102,24 @@ def test_a_segfault_and_a_kill_cost_their_cells_and_the_next_run_makes_them(tmp_
 
 @dataclass
 class PatientJob(ForkedJob):
-    """Is not stopped before its first epoch is logged."""
+    """Is not stopped before it waits for that."""
 
-    metrics: Path = Path()
+    reached: Path = Path()
 
     def stop(self) -> None:
-        while self.poll() is None and not (self.metrics.exists() and self.metrics.stat().st_size):
-            os.sched_yield()
+        while self.poll() is None and not self.reached.exists():
+            time.sleep(0.01)
         super().stop()
 
 
 class PatientEngine(ForkedEngine):
     def start(self, task: Task) -> PatientJob:
-        return PatientJob(super().start(task).pid, metrics=task.log.with_name("metrics.jsonl"))
+        return PatientJob(super().start(task).pid, reached=task.log.with_name(REACHED))
 
 
 def run_out_of_time(study: Study, out: Path) -> list[CellResult]:
     """Every cell stops where it logs its second epoch, and is told that its time is over."""
-    engine = PatientEngine(sabotage=at_logging("", 2, signal.pause))
+    engine = PatientEngine(sabotage=at_logging("", 2, go_on_once_stopped))
     return run_study(study, out, engine=engine, limits=Limits(seconds=0))
 
 
@@ -126,19 +143,19 @@ def test_a_cell_past_its_time_is_a_row_and_goes_on_from_its_checkpoint(tmp_path:
     assert is_whole
 
 
-def run_a_cell_that_does_not_stop(out: Path) -> list[CellResult]:
+def run_a_cell_that_does_not_stop(out: Path) -> tuple[list[CellResult], str]:
     runner.STOP_SECONDS = 0.0
 
-    def hang() -> None:
-        while True:
-            signal.pause()
-
     engine = PatientEngine(sabotage=at_logging("", 2, hang))
-    return run_study(group_norm(), out, engine=engine, limits=Limits(seconds=0))
+    results = run_study(group_norm(), out, engine=engine, limits=Limits(seconds=0))
+    (log,) = out.glob("cells/*/log.txt")
+    return results, log.read_text()
 
 
 def test_a_cell_that_does_not_stop_when_its_time_is_over_is_killed(tmp_path: Path) -> None:
-    assert [result.status for result in in_fork(run_a_cell_that_does_not_stop, tmp_path / "out")] == ["timed out"]
+    results, log = in_fork(run_a_cell_that_does_not_stop, tmp_path / "out")
+    assert [result.status for result in results] == ["timed out"]
+    assert "Stopped" not in log
 
 
 def greedy_study() -> Study:
@@ -196,10 +213,10 @@ def run_twice_at_once(folder: Path) -> tuple[str, int, bool]:
     whole = run_undisturbed(group_norm(), folder / "whole")
     out = folder / "out"
     resume, resumes = os.pipe()
-    waits = at_logging("", 1, lambda: os.read(resume, 1))
+    waits = at_logging("", 1, lambda _: os.read(resume, 1))
     first = fork(lambda: len(run_study(group_norm(), out, engine=ForkedEngine(sabotage=waits))) - 1)
     while not list(out.glob("cells/*/metrics.jsonl")):
-        os.sched_yield()
+        time.sleep(0.01)
     refused = ""
     try:
         run_study(group_norm(), out, engine=ForkedEngine())

@@ -92,6 +92,7 @@ def test_private_modules_stay_inside_their_package() -> None:
         ("batchfree.reference", {"torch", "keras", "scipy"}),
         ("batchfree.records", {"torch", "numpy"}),
         ("batchfree.report", {"torch", "torchvision"}),
+        ("batchfree.study", {"torchvision", "timm", "sklearn", "matplotlib", "scipy"}),
         ("batchfree.cli", {"torch", "torchvision", "matplotlib", "scipy"}),
         ("batchfree.torch", {"torchvision", "matplotlib", "pydantic"}),
     ],

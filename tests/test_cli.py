@@ -65,9 +65,15 @@ def test_a_study_ends_with_its_report(tmp_path: Path) -> None:
         (["--data", "fashionmnist"], "Did you mean fashion-mnist?"),
         (["--model", "resnet9"], "Did you mean resnet8"),
         (["--norm-batch", "32,5"], "does not divide the SGD batch of 32"),
-        (["--norm-batch", "32,x"], "not a whole number"),
+        (["--norm-batch", "32,x"], 'norm_batch = "x" was given. Input should be a valid integer'),
         (["--groups", "5"], "do not split into 5 equal groups"),
-        (["--groups", "many"], "not a whole number"),
+        (["--groups", "many"], "Input should be a valid integer"),
+        (["--set", "momentum"], "It is KEY=VALUE"),
+        (["--set", "momentun=0.5"], "Did you mean momentum"),
+        (["--preset", "smal"], "Did you mean small"),
+        (["--engine", "rya"], "Did you mean ray"),
+        (["--time-limit", "0"], "minutes above 0"),
+        (["--memory-limit", "8 apples"], "Pass for instance 8GiB"),
         (["--train-images", "5000"], "from 1 to 1438"),
         (["--data", "fashion-mnist", "--data-dir", "."], "apt-get install dataset-fashion-mnist"),
         (["--data", "./nowhere"], "not a folder"),
@@ -83,6 +89,47 @@ def test_bad_input_is_refused_with_status_2_and_nothing_written(
     assert expected in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_unknown_studies_and_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('name = "mine"\ntitle = "Mine"\n[[arms]]\nnorm = ["bn", "gm"]\n')
+    for word, expected in (
+        ("norm-bach", "Did you mean norm-batch?"),
+        ("mine.toml", "mine.toml: unknown norm 'gm'. Allowed: none, bn, bn+ws, gn, gn+ws, ln, in. Did you mean gn?"),
+        ("other.toml", "cannot be read"),
+    ):
+        done = batchfree_command("study", word, "--out", "out", cwd=tmp_path)
+        assert done.returncode == 2
+        assert expected in " ".join(done.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_printed_study_can_be_changed_planned_run_and_looked_at(tmp_path: Path) -> None:
+    shown = batchfree_command("study", "show", "norms", cwd=tmp_path).stdout
+    (tmp_path / "mine.toml").write_text(shown.replace('name = "norms"', 'name = "mine"'))
+    words = ["study", "mine.toml", "--norms", "gn,ln", *QUICK, "--set", "channels_per_group=8"]
+    planned = batchfree_command(*words, "--dry-run", cwd=tmp_path)
+    assert planned.returncode == 0, planned.stderr
+    assert "2 of 2 runs are missing in runs/mine" in " ".join(planned.stdout.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
+    assert batchfree_command(*words, cwd=tmp_path).returncode == 0
+    status = batchfree_command("study", "status", "runs/mine", cwd=tmp_path).stdout
+    assert "mine: 2 done, of 2 runs" in status
+    (result,) = (tmp_path / "runs" / "mine" / "cells").glob("gn-*/result.json")
+    assert '"num_groups":[2,2,2,4,4,8,8]' in "".join(result.read_text().split())
+    result.unlink()
+    assert "mine: 1 unfinished, 1 done" in batchfree_command("study", "status", "runs/mine", cwd=tmp_path).stdout
+    assert batchfree_command("study", "retry", "runs/mine", cwd=tmp_path).returncode == 0
+    assert result.exists()
+
+
+def test_settings_and_memory_are_printed(tmp_path: Path) -> None:
+    settings = batchfree_command("study", "show", "--settings", cwd=tmp_path).stdout
+    for key in ("norm_batch", "weight_decay", "zero_gamma", "workers"):
+        assert key in settings
+    memory = batchfree_command("study", "memory", "resnet8", "--image", "1x28x28", "--budget", "64MiB", cwd=tmp_path)
+    assert memory.returncode == 0, memory.stderr
+    assert "largest batch" in memory.stdout
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from timm.layers import BatchNormAct2d
+from timm.layers.norm_act import BatchNormAct2d
 from timm.models.resnetv2 import ResNetV2
 from torch import nn
 
@@ -22,7 +22,7 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 def network(classes: int = 5, layers: tuple[int, ...] = (1, 2, 1, 1), seed: int = 0, **settings: Any) -> nn.Module:
     torch.manual_seed(seed)
     model: nn.Module = ResNetV2(
-        layers, channels=(128, 128, 128, 256), stem_chs=32, num_classes=classes, stem_type="fixed", **settings
+        list(layers), channels=(128, 128, 128, 256), stem_chs=32, num_classes=classes, stem_type="fixed", **settings
     )
     for parameter in model.parameters():
         nn.init.normal_(parameter)
@@ -57,7 +57,7 @@ def published(classes: int = 5) -> Arrays:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "BiT-M.npz"
-    np.savez(path, **published())
+    np.savez(path, **published())  # type: ignore[arg-type]
     return path
 
 

@@ -141,6 +141,15 @@ def test_a_fetch_that_fails_leaves_nothing_and_says_what_to_do(
     assert list(place.iterdir()) == []
 
 
+def test_a_folder_that_another_process_brought_meanwhile_is_kept(pets_site: Site, tmp_path: Path) -> None:
+    there = tmp_path / "data" / "oxford-iiit-pet" / "images" / "theirs.jpg"
+    there.parent.mkdir(parents=True)
+    there.write_bytes(b"theirs")
+    assert fetch("pets", tmp_path / "data") == tmp_path / "data" / "oxford-iiit-pet"
+    assert [path.name for path in there.parent.iterdir()] == ["theirs.jpg"]
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["oxford-iiit-pet"]
+
+
 def write_archive(path: Path, files: dict[str, bytes], links: tuple[tarfile.TarInfo, ...] = ()) -> None:
     with tarfile.open(path, "w:gz") as archive:
         for name, content in files.items():

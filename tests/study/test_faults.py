@@ -39,7 +39,7 @@ def run_undisturbed(study: Study, out: Path) -> Numbers:
 
 
 def at_logging(cell: str, epoch: int, act: Callable[[Path], object]) -> Callable[[Task], None]:
-    """Sabotage: before that epoch of the cells whose id starts so is logged, `act` gets their folder, in their process."""
+    """Sabotage of the cells whose id starts so: before they log that epoch, `act` gets their folder."""
 
     def sabotage(task: Task) -> None:
         left = [epoch]

@@ -3,8 +3,10 @@ from __future__ import annotations
 import copy
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
+from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 
 from batchfree.errors import StudyError
@@ -70,3 +72,52 @@ def test_one_value_per_channel_is_refused_with_the_layers_name() -> None:
         with_norm_batch(model, 1, small)
     with_norm_batch(model, 2, small)
     assert not any(isinstance(module, GhostBatchNorm2d) for module in model.modules())
+
+
+def test_a_network_of_timm_keeps_its_activations_at_the_whole_batch() -> None:
+    torch.manual_seed(0)
+    # double, because what rounding there is in one layer grows through the next ones
+    plain = timm.create_model("regnety_002", num_classes=5).double()
+    assert any(isinstance(module, BatchNormAct2d) for module in plain.modules())
+    images = torch.randn(6, 3, 64, 64, dtype=torch.float64)
+    ghosted = with_norm_batch(plain, 6, images[:1])
+    for training in (True, False):
+        seen, wanted = ghosted.train(training)(images), plain.train(training)(images)
+        assert torch.allclose(seen, wanted, rtol=1e-9, atol=1e-12)
+        (seen**2).sum().backward()
+        (wanted**2).sum().backward()
+    for (name, ours), theirs in zip(ghosted.named_parameters(), plain.parameters(), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        assert torch.allclose(ours.grad, theirs.grad, rtol=1e-7, atol=1e-9 * theirs.grad.abs().max().item()), name
+    for (name, ours_running), theirs_running in zip(ghosted.named_buffers(), plain.buffers(), strict=True):
+        assert torch.allclose(ours_running, theirs_running, rtol=1e-9, atol=1e-12), name
+
+
+def test_drop_and_activation_follow_each_parts_own_normalisation() -> None:
+    norm = BatchNormAct2d(4, act_layer=nn.SiLU, drop_layer=nn.Softsign)
+    ghost = GhostBatchNorm2d.from_batch_norm(copy.deepcopy(norm), 2)
+    x = torch.randn(6, 4, 3, 3)
+    assert torch.allclose(ghost(x), torch.cat([norm(part) for part in x.split(2)]), atol=1e-6)
+
+
+def test_a_norm_without_affine_parameters_is_taken() -> None:
+    norm = nn.BatchNorm2d(4, affine=False)
+    ghost = GhostBatchNorm2d.from_batch_norm(copy.deepcopy(norm), 3)
+    x = torch.randn(6, 4, 3, 3)
+    assert torch.allclose(ghost(x), torch.cat([norm(part) for part in x.split(3)]), atol=1e-6)
+
+
+def test_a_norm_with_a_forward_of_its_own_is_refused() -> None:
+    class Scaled(nn.BatchNorm2d):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(input)
+
+    with pytest.raises(StudyError, match="Scaled, whose own forward would be lost"):
+        with_norm_batch(nn.Sequential(Scaled(3)), 2, torch.zeros(1, 3, 2, 2))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(3, momentum=None), nn.BatchNorm2d(3, track_running_stats=False)])
+def test_a_norm_without_a_running_average_is_refused(norm: nn.BatchNorm2d) -> None:
+    with pytest.raises(StudyError, match="keeps no running average"):
+        with_norm_batch(nn.Sequential(norm), 2, torch.zeros(1, 3, 2, 2))

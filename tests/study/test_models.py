@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -53,7 +54,7 @@ def test_the_small_vgg_is_vgg16_at_a_quarter_of_its_width() -> None:
         theirs = torchvision.models.vgg16_bn()
     kept = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d)
     layers, wanted = (
-        [module for module in model.features.modules() if isinstance(module, kept)]  # type: ignore[operator,union-attr]
+        [module for module in model.features.modules() if isinstance(module, kept)]  # type: ignore[union-attr]
         for model in (ours, theirs)
     )
     assert [type(layer) for layer in layers] == [type(layer) for layer in wanted]
@@ -105,7 +106,7 @@ def test_zero_gamma_is_torchvisions_own(name: str, zero: bool | None) -> None:
 @pytest.mark.parametrize("zero", [None, True, False])
 def test_zero_gamma_is_timms_own(name: str, zero: bool | None) -> None:
     torch.manual_seed(0)
-    settings = {} if zero is None else {"zero_init_last": zero}
+    settings: dict[str, Any] = {} if zero is None else {"zero_init_last": zero}
     theirs = timm.create_model(name, num_classes=5, **settings)
     assert same(seeded(f"timm:{name}", zero_gamma=zero), theirs)
 

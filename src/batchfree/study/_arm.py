@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from batchfree.convert import Norm, convert, standardize_weights
 from batchfree.groups import resolve_num_groups
 from batchfree.records import CellConfig
+from batchfree.study._bit_layers import has_bit_layers, require_batch_norm, with_own_layers
 from batchfree.study._data import ImageData
 from batchfree.study._ghost_batch_norm import with_norm_batch
 from batchfree.study._models import build_model, model_channels
@@ -46,6 +47,9 @@ def build_network(config: CellConfig, data: ImageData) -> nn.Module:
         )
     side = data.train_images.shape[2:] if config.image_size is None else (config.image_size, config.image_size)
     example = torch.zeros(1, channels, *side)
+    if config.norm == "gn+ws" and has_bit_layers(network):
+        return with_own_layers(network)
+    require_batch_norm(network, config.model, config.norm)
     if config.norm == "none":
         return _without_norms(network)
     if config.norm in ("bn", "bn+ws"):

@@ -109,16 +109,16 @@ def _published_names(model: nn.Module) -> dict[str, nn.Parameter]:
     from timm.models.resnetv2 import PreActBottleneck, ResNetV2
 
     if isinstance(model, ResNetV2):
-        names |= {
-            "resnet/root_block/standardized_conv2d/kernel": model.stem.conv.weight,
-            **_norm("resnet/", model.norm),
-        }
-        for stage_number, stage in enumerate(model.stages, 1):
+        network: Any = model  # timm's attributes are typed as any module
+        names["resnet/root_block/standardized_conv2d/kernel"] = network.stem.conv.weight
+        names |= _norm("resnet/", network.norm)
+        for stage_number, stage in enumerate(network.stages, 1):
             for unit_number, block in enumerate(stage.blocks, 1):
                 if isinstance(block, PreActBottleneck):
                     names |= _block_names(block, f"resnet/block{stage_number}/unit{unit_number:02d}/")
-        if isinstance(model.head.fc, nn.Conv2d):
-            names |= dict(zip(HEAD, (model.head.fc.weight, model.head.fc.bias), strict=True))
+        head: Any = network.head.fc
+        if isinstance(head, nn.Conv2d):
+            names |= {HEAD[0]: head.weight, HEAD[1]: head.bias}  # type: ignore[dict-item]
     strangers = {key for key, value in model.named_parameters() if not any(value is each for each in names.values())}
     if strangers or not any(isinstance(module, nn.GroupNorm) for module in model.modules()):
         odd = f"its {', '.join(sorted(strangers)[:3])}" if strangers else "a network without Group Norm"

@@ -180,9 +180,9 @@ def _digits() -> Parts:
 
 def _from_parts(parts: Parts) -> ImageData:
     images, labels, classes = parts
-    # np.array copies: torch wants writable memory, and an IDX array views read-only bytes.
-    train_images, validation_images = (torch.from_numpy(np.array(part)) for part in images)
-    train_labels, validation_labels = (torch.from_numpy(np.array(part)) for part in labels)
+    # Copied only where read-only or strided, as views of a file's bytes are: torch wants writable memory.
+    train_images, validation_images = (torch.from_numpy(np.require(part, requirements=["C", "W"])) for part in images)
+    train_labels, validation_labels = (torch.from_numpy(np.require(part, requirements=["C", "W"])) for part in labels)
     return ImageData(train_images, train_labels, validation_images, validation_labels, classes)
 
 

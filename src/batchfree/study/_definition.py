@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -147,6 +148,11 @@ def load_study(
     protocol = protocol or overlay.protocol or next(iter(file.protocols), None)
     rules = _chosen(where, "protocol", protocol, file.protocols) or Overlay()
     settings = {**file.settings, **rules.settings, **overlay.settings}
+    if "norm_batches_per_step" in settings and "sgd_batch" in (overrides or {}):
+        raise StudyError(
+            f"sgd_batch was given with protocol {protocol!r}, in which the SGD batch is "
+            f"{settings['norm_batches_per_step']} norm batches. One of them decides. Leave it out, or pass another protocol."
+        )
     tables = _override(where, overlay.arms or rules.arms or file.arms, settings, dict(overrides or {}))
     arms = _expand(where, tables, settings)
     return Study(
@@ -270,6 +276,9 @@ def _refusal(where: str, error: ValidationError, fields: Sequence[str]) -> Study
         key = ".".join(map(str, problem["loc"]))
         if problem["type"] == "extra_forbidden":
             parts.append(unknown_name("setting", key, fields))
+        elif problem["type"] == "literal_error" and isinstance(problem["input"], str):
+            allowed = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+            parts.append(unknown_name(key.replace("int", "").strip("."), problem["input"], allowed))
         elif problem["type"] == "missing":
             parts.append(f"{key} is missing. A study's file needs it. Add it")
         else:

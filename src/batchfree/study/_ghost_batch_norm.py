@@ -22,14 +22,31 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
     """`torch.nn.BatchNorm2d` that takes each `norm_batch` neighbouring images as a batch of their own.
 
     In evaluation mode it is plain Batch Norm. Named after Hoffer et al. 2017 (arXiv 1705.08741), Algorithm 1; here the
-    running statistics are those of plain Batch Norm after one micro-batch after the other.
+    running statistics are those of plain Batch Norm after one micro-batch after the other. What timm's `BatchNormAct2d`
+    does after normalising, `drop` and `act`, is kept.
     """
 
     norm_batch: int
 
     @classmethod
     def from_batch_norm(cls, norm: nn.BatchNorm2d, norm_batch: int) -> GhostBatchNorm2d:
-        """A layer like `norm`, parameters and running statistics shared with it."""
+        """A layer like `norm`, parameters and running statistics shared with it.
+
+        Raises:
+            StudyError: `norm` does something of its own that would be lost, or keeps no running average.
+        """
+        if type(norm).forward is not nn.BatchNorm2d.forward and not _has_activation(norm):
+            raise StudyError(
+                f"Batch Norm over fewer images than the batch has was asked for in a {type(norm).__name__}, whose own "
+                f"forward would be lost. torch's BatchNorm2d and timm's BatchNormAct2d are known. Leave bn out of "
+                f"--norms, or pass a network that is built with these."
+            )
+        if norm.running_mean is None or norm.momentum is None:
+            raise StudyError(
+                f"Batch Norm over fewer images than the batch has was asked for in a {type(norm).__name__} that keeps "
+                f"no running average (track_running_stats={norm.track_running_stats}, momentum={norm.momentum}). One "
+                f"with a momentum is needed. Leave bn out of --norms, or pass a network whose norms have one."
+            )
         ghost = cls.__new__(cls)
         ghost.__dict__ = dict(norm.__dict__)
         ghost.norm_batch = norm_batch
@@ -38,7 +55,7 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         """Normalises `input` (n, c, h, w); in training n is a multiple of `norm_batch`."""
         if not self.training:
-            return super().forward(input)
+            return self._activate(super().forward(input))
         images, channels, *spatial = input.shape
         count = images // self.norm_batch
         # Each part's channels become channels of their own, (norm_batch, count * c, h, w), so that torch's own kernel
@@ -46,10 +63,15 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
         parts = input.reshape(count, self.norm_batch, channels, *spatial)
         side_by_side = parts.transpose(0, 1).flatten(1, 2)
         means, variances = (input.new_zeros(count * channels) for _ in range(2))
-        weight, bias = self.weight.repeat(count), self.bias.repeat(count)
+        weight, bias = (self.weight.repeat(count), self.bias.repeat(count)) if self.affine else (None, None)
         output = F.batch_norm(side_by_side, means, variances, weight, bias, training=True, momentum=1.0, eps=self.eps)
         self._update_running(means.view(count, channels), variances.view(count, channels))
-        return output.reshape(self.norm_batch, count, channels, *spatial).transpose(0, 1).flatten(0, 1)
+        return self._activate(output.reshape(self.norm_batch, count, channels, *spatial).transpose(0, 1).flatten(0, 1))
+
+    def _activate(self, normalised: Tensor) -> Tensor:
+        if _has_activation(self):
+            return self.act(self.drop(normalised))  # type: ignore[operator]
+        return normalised
 
     @torch.no_grad()
     def _update_running(self, means: Tensor, variances: Tensor) -> None:
@@ -64,6 +86,11 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
         for running, parts in ((self.running_mean, means), (self.running_var, variances)):
             running.mul_((1 - self.momentum) ** count).add_(weights @ parts)
         self.num_batches_tracked.add_(count)
+
+
+def _has_activation(norm: nn.Module) -> bool:
+    """Whether it is a `BatchNormAct2d`, told by its parts because timm need not be installed."""
+    return isinstance(getattr(norm, "drop", None), nn.Module) and isinstance(getattr(norm, "act", None), nn.Module)
 
 
 def with_norm_batch(model: nn.Module, norm_batch: int, example: Tensor) -> nn.Module:

@@ -59,10 +59,11 @@ def measure_memory(
     for norm in norms:
         if norm not in NORMS:
             raise StudyError(unknown_name("norm", norm, NORMS))
-        network = build_network(_config(model, norm), data).train()
         channels = model_channels(model, shape[0])
-        two, four = (_kept_bytes(network, torch.zeros(count, channels, *shape[1:])) for count in (2, 4))
+        networks = {count: build_network(_config(model, norm, count), data).train() for count in (2, 4)}
+        two, four = (_kept_bytes(net, torch.zeros(count, channels, *shape[1:])) for count, net in networks.items())
         per_image = (four - two) // 2
+        network = networks[2]
         parameters = _size_bytes(network.parameters())
         needs.append(
             MemoryNeed(
@@ -107,14 +108,14 @@ def _image_shape(image: str) -> tuple[int, int, int]:
     )
 
 
-def _config(model: str, norm: str) -> CellConfig:
+def _config(model: str, norm: str, batch: int) -> CellConfig:
     return CellConfig.model_validate(
         {
             "study": "memory",
             "model": model,
             "norm": norm,
-            "norm_batch": 2 if norm.startswith("bn") else None,
-            "sgd_batch": 2,
+            "norm_batch": batch if norm.startswith("bn") else None,
+            "sgd_batch": batch,
             "learning_rate": 0.1,
             "epochs": 1,
             "data": "",

@@ -14,6 +14,7 @@ from batchfree.study._checkpoint import remove_checkpoints
 from batchfree.study._definition import Study
 from batchfree.study._engine import Engine, LocalEngine
 from batchfree.study._folder import only_writer, says_what_to_do_when_full
+from batchfree.study._models import check_model_name
 from batchfree.study._runner import Limits, Progress, StudyRun
 
 __all__ = ["Plan", "plan_study", "retry_study", "run_study"]
@@ -30,12 +31,16 @@ class Plan:
 def plan_study(study: Study, *, download: bool = False) -> Plan:
     """Every cell, checked down to building each arm's network once; nothing is written.
 
+    An arm whose network cannot be built is skipped where others can be: Batch Norm at norm batch 1 on maps of 1x1.
+
     Args:
         download: whether data that is not there may be fetched.
 
     Raises:
         StudyError, DataError, ConversionError: a setting is refused, or no network at all can be built.
     """
+    for model in dict.fromkeys(arm.model for arm in study.arms):
+        check_model_name(model)
     loaded = study.load(download=download)
     cells = study.cells(loaded)
     by_fingerprint = {fingerprint: data for data, fingerprint in loaded.values()}
@@ -47,6 +52,8 @@ def plan_study(study: Study, *, download: bool = False) -> Plan:
             try:
                 build_network(cell, by_fingerprint[cell.data_fingerprint])
             except (StudyError, ConversionError) as reason:
+                if cell.groups != "auto" and "groups" not in study.axes:
+                    raise  # a number that was given for every arm, and not one of many that are tried
                 reasons[arm] = reason
         if arm in reasons:
             skipped[cell.cell_id] = str(reasons[arm])

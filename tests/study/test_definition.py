@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchfree.errors import StudyError
+from batchfree.records import CellConfig
+from batchfree.study import STUDIES, load_study, study_text
+
+
+def cells_of(name: str, preset: str | None = None, protocol: str | None = None, **overrides: Any) -> list[CellConfig]:
+    """Cells on 160 digits."""
+    study = load_study(name, preset=preset, protocol=protocol, overrides={"train_images": 160, **overrides})
+    return list(study.cells(study.load()))
+
+
+def test_batch_free_arms_run_once_per_seed() -> None:
+    cells = cells_of("norm-batch", norm_batch=[32, 2], seeds=2)
+    assert [(cell.norm, cell.norm_batch, cell.seed) for cell in cells] == [
+        *(("bn", norm_batch, seed) for norm_batch in (32, 2) for seed in (0, 1)),
+        *((norm, None, seed) for norm in ("gn", "gn+ws", "ln", "in") for seed in (0, 1)),
+    ]
+    assert {(cell.sgd_batch, cell.learning_rate, cell.schedule) for cell in cells} == {(32, 0.1, "cosine")}
+    assert len({cell.cell_id for cell in cells}) == len(cells)
+
+
+def test_the_papers_protocol_ties_sgd_batch_and_learning_rate_to_the_norm_batch() -> None:
+    cells = cells_of("norm-batch", protocol="paper", norm=["bn", "gn"], norm_batch=[16, 2], seeds=1)
+    assert [(cell.norm, cell.norm_batch, cell.sgd_batch) for cell in cells] == [
+        ("bn", 16, 128),
+        ("bn", 2, 16),
+        ("gn", 16, 128),
+        ("gn", 2, 16),
+    ]
+    assert [cell.learning_rate for cell in cells] == pytest.approx([0.05, 0.00625, 0.05, 0.00625])
+    assert {(cell.schedule, cell.protocol) for cell in cells} == {("step", "paper")}
+
+
+def test_the_learning_rate_follows_the_sgd_batch_unless_it_is_given() -> None:
+    assert {cell.learning_rate for cell in cells_of("norms", sgd_batch=64, norm_batch=64)} == {0.2}
+    given = {"learning_rate": 0.05, "learning_rate_scale": "none"}
+    assert {cell.learning_rate for cell in cells_of("norms", sgd_batch=64, norm_batch=64, **given)} == {0.05}
+
+
+def test_the_blogs_protocol_has_its_settings_and_not_its_confounds() -> None:
+    study = load_study("pets", protocol="blog")
+    assert {(arm.optimizer, arm.learning_rate, arm.schedule, arm.epochs) for arm in study.arms} == {
+        ("adam", 0.001, "constant", 25)
+    }
+    assert {arm.model for arm in study.arms} == {"torchvision:resnet34"}
+    assert {(arm.norm, arm.norm_batch) for arm in study.arms} == {
+        (norm, batch) for norm in ("bn", "gn", "gn+ws") for batch in (64, 4, 1)
+    }
+    assert {arm.split for arm in study.arms} == {"blog"}
+
+
+def test_the_axes_are_the_keys_in_which_arms_differ() -> None:
+    assert load_study("norm-batch").axes == ("norm", "norm_batch")
+    assert load_study("norm-batch", overrides={"norm_batch": [8]}).axes == ("norm",)
+    assert load_study("groups").axes == ("groups", "channels_per_group")
+    assert load_study("depth").axes == ("model", "norm", "norm_batch")
+    assert load_study("norms", overrides={"model": ["resnet8", "resnet20"]}).axes == ("norm", "model")
+
+
+def test_an_override_chooses_among_an_arms_fixed_values_and_replaces_its_lists() -> None:
+    recipe = load_study("recipe", overrides={"optimizer": ["adam"], "zero_gamma": [True]})
+    assert {(arm.optimizer, arm.learning_rate, arm.zero_gamma) for arm in recipe.arms} == {
+        ("adam", 0.001, True),
+        ("adam", 0.0002, True),
+    }
+    with pytest.raises(StudyError, match=r'\["rmsprop"\] leaves no arm.*"sgd", "adam"'):
+        load_study("recipe", overrides={"optimizer": ["rmsprop"]})
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_built_in_study_is_valid_in_each_of_its_forms(name: str) -> None:
+    file = tomllib.loads(study_text(name))
+    assert file["name"] == name
+    assert set(file["presets"]) == {"small", "paper"}
+    for preset in (None, *file["presets"]):
+        for protocol in (None, *file.get("protocols", {})):
+            study = load_study(name, preset=preset, protocol=protocol)
+            assert study.arms
+            for comparison in study.report.compare:  # what is compared with exists among the arms
+                assert set(comparison.reference) <= set(load_study(name).axes), comparison.title
+
+
+def test_a_copy_of_a_study_can_be_changed_and_run(tmp_path: Path) -> None:
+    copy = tmp_path / "mine.toml"
+    copy.write_text(study_text("norms").replace('["bn", "ln", "in", "gn", "gn+ws"]', '["bn", "gn"]'))
+    assert [arm.norm for arm in load_study(copy).arms] == ["bn", "gn"]
+    assert load_study(str(copy)) == load_study(copy)
+
+
+def test_the_data_set_is_part_of_what_a_cell_is_and_its_place_is_not() -> None:
+    (cell,) = cells_of("norms", norm=["gn"], seeds=1)
+    (other,) = cells_of("norms", norm=["gn"], seeds=1, train_images=100)
+    assert other.cell_id != cell.cell_id
+    assert cell.model_copy(update={"data_dir": "/elsewhere"}).cell_id == cell.cell_id
+    assert cell.model_copy(update={"threads": 2}).cell_id != cell.cell_id
+
+
+def test_a_weights_file_is_known_by_its_content(tmp_path: Path) -> None:
+    for name, content in (("a", b"one"), ("b", b"one"), ("c", b"two")):
+        (tmp_path / f"{name}.safetensors").write_bytes(content)
+    ids = [
+        cells_of("norms", norm=["gn"], seeds=1, weights=str(tmp_path / f"{name}.safetensors"))[0].cell_id
+        for name in "abc"
+    ]
+    assert ids[0] == ids[1] != ids[2]
+    with pytest.raises(StudyError, match="no such file"):
+        cells_of("norms", weights=str(tmp_path / "d.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "pattern"),
+    [
+        ({"norm": ["bn", "gm"]}, "gm"),
+        ({"norm_batch": [32, 5]}, "norm batch 5 does not divide the SGD batch of 32.* 1, 2, 4, 8, 16, 32"),
+        ({"norm_batch": [64]}, "norm batch 64 does not divide"),
+        ({"norm_batch": []}, "at least one"),
+        ({"norm_batch": [2, 2]}, "each once"),
+        ({"norm": []}, "at least one"),
+        ({"norm_batch": [0]}, "greater than 0"),
+        ({"seeds": 0}, "seeds = 0"),
+        ({"epochs": -1}, "epochs = -1"),
+        ({"threads": 0}, "threads = 0"),
+        ({"learning_rate": 0.0}, r"learning_rate = 0\.0"),
+        ({"learning_rate": float("nan")}, "finite"),
+        ({"learning_rate": float("inf")}, "finite"),
+        ({"image_size": -1}, "image_size = -1"),
+        ({"train_images": 0}, "train_images = 0"),
+        ({"sgd_batch": 256, "norm_batch": [32]}, "more than the 160 training images"),
+        ({"workers": 3}, "does not split over 3 workers"),
+        ({"groups": 4, "channels_per_group": 4}, "Leave one out"),
+        ({"optimiser": "adam"}, "Did you mean optimizer"),
+        ({"momentum": "much"}, "valid number"),
+    ],
+)
+def test_a_bad_setting_is_refused(overrides: dict[str, Any], pattern: str) -> None:
+    with pytest.raises(StudyError, match=pattern):
+        cells_of("norm-batch", **overrides)
+
+
+def test_names_are_refused_with_the_nearest_ones() -> None:
+    with pytest.raises(StudyError, match="Did you mean norm-batch"):
+        load_study("norm-bach")
+    with pytest.raises(StudyError, match="Did you mean small"):
+        load_study("norms", preset="smal")
+    with pytest.raises(StudyError, match="Did you mean paper"):
+        load_study("norm-batch", protocol="papper")
+    with pytest.raises(StudyError, match="Leave --protocol out"):
+        load_study("norms", protocol="paper")
+    with pytest.raises(StudyError, match="Leave it out, or pass another protocol"):
+        load_study("norm-batch", protocol="paper", overrides={"sgd_batch": 32})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "pattern"),
+    [
+        ("epochs = 15", "epocs = 15", "Did you mean epochs"),
+        ("epochs = 15", 'epochs = "many"', 'epochs = "many" was given.*valid integer'),
+        ("epochs = 15", "epochs = ", "is not TOML: .*line"),
+        ('norm = ["bn", "ln", "in", "gn", "gn+ws"]', "norm = []", "at least one value"),
+        ('[[arms]]\nnorm = ["bn", "ln", "in", "gn", "gn+ws"]', "", "arms is missing"),
+        ('title = "', 'titel = "', "Did you mean title"),
+        ('figure = "curves"', 'figure = "pie"', "report.figure"),
+    ],
+)
+def test_a_file_with_a_mistake_is_refused_with_its_place(old: str, new: str, pattern: str, tmp_path: Path) -> None:
+    text = study_text("norms")
+    assert old in text
+    path = tmp_path / "mine.toml"
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(StudyError, match=pattern) as refusal:
+        load_study(path)
+    assert "mine.toml" in str(refusal.value)
+    with pytest.raises(StudyError, match="cannot be read"):
+        load_study(tmp_path / "nothing.toml")

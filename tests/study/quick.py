@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 from batchfree.records import CellConfig
@@ -16,6 +18,12 @@ def quick_study(**overrides: object) -> Study:
 
 def cells_of(study: Study) -> tuple[CellConfig, ...]:
     return study.cells(study.load())
+
+
+def stop_after(steps: int) -> Callable[[], bool]:
+    """For `run_cell`: true from that step on."""
+    calls = itertools.count(1)
+    return lambda: next(calls) >= steps
 
 
 def numbers(out: Path) -> dict[str, tuple[bytes, bytes]]:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from batchfree.records import CellConfig
-from batchfree.study import NormBatchSettings
+from batchfree.study import Study
 from batchfree.study._data import ImageData, load_data
+from tests.study.quick import cells_of, quick_study
 
 
 @pytest.fixture(scope="session")
@@ -15,15 +16,15 @@ def digits() -> ImageData:
 
 
 @pytest.fixture
-def quick() -> NormBatchSettings:
-    """A study of seconds: three epochs on 160 digits."""
-    return NormBatchSettings(norms=("bn", "gn"), norm_batch=(32, 2), train_images=160, epochs=3, seeds=1)
+def quick() -> Study:
+    """Batch Norm at norm batch 32 and 2, and Group Norm."""
+    return quick_study()
 
 
 @pytest.fixture
-def cell(quick: NormBatchSettings, digits: ImageData) -> CellConfig:
+def cell(quick: Study) -> CellConfig:
     """Its first cell: Batch Norm at norm batch 32."""
-    return quick.cells(digits)[0]
+    return cells_of(quick)[0]
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from batchfree.records import CellConfig, CellResult
 
 __all__ = ["cell"]
 
+LEAVING_SECONDS = 30.0
+
 
 def cell(
     assignments: Annotated[list[str], typer.Argument(help="The configuration, as key=value words.")],
@@ -34,7 +36,9 @@ def cell(
         return bool(received)
 
     limit_memory()
-    result = run_cell(_cell_config(assignments), out, should_stop)
+    # A cell whose study was killed may still be writing its last checkpoint.
+    wait_seconds = LEAVING_SECONDS if study is not None else 0.0
+    result = run_cell(_cell_config(assignments), out, should_stop, wait_seconds=wait_seconds)
     if result is None:
         print("Stopped; a checkpoint is written. The same command goes on from there.", flush=True)
         raise typer.Exit(SIGNALLED + received[0])

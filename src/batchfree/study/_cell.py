@@ -16,10 +16,10 @@ import torch
 from batchfree.errors import DataError, StudyError
 from batchfree.records import CellConfig, CellResult, Cost, Environment, read_record, write_record
 from batchfree.study._arm import build_network
-from batchfree.study._checkpoint import remove_checkpoints
+from batchfree.study._checkpoint import has_checkpoint, remove_checkpoints
 from batchfree.study._data import ImageData, load_data
 from batchfree.study._environment import is_out_of_memory, peak_memory_bytes, present_environment
-from batchfree.study._folder import only_writer
+from batchfree.study._folder import only_writer, says_what_to_do_when_full
 from batchfree.study._training import Training, TrainingFiles
 from batchfree.study._workers import Workers
 
@@ -35,42 +35,45 @@ def run_cell(
     should_stop: Callable[[], bool] = lambda: False,
     *,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    wait_seconds: float = 0.0,
 ) -> CellResult | None:
     """Trains one network and writes `folder`; goes on where an earlier start of the same cell stopped.
 
     Args:
         should_stop: asked after every step; once true, a checkpoint is written and the run ends.
         checkpoint_seconds: between two checkpoints; how much work a kill may cost.
+        wait_seconds: for another process in `folder` to leave.
 
     Returns:
         The result, also when it was there already; `None` when it was asked to stop.
 
     Raises:
         StudyError: `folder` belongs to another cell or was begun with another torch, or another process is at work in
-            it.
+            it; or the disk is full: what was written before is whole, and the next start goes on from it.
         DataError: the data set is missing, or is not the one the configuration was made for.
-        OSError: the disk is full; what was written before is whole, and the next start goes on from it.
     """
     workers = Workers(config.workers)
-    with only_writer(folder):
+    with only_writer(folder, wait_seconds=wait_seconds):
         _check_owner(folder, config)
         result_file = folder / "result.json"
         if result_file.exists():
             earlier = read_record(result_file, CellResult)
             if earlier.is_final:
+                remove_checkpoints(folder / CHECKPOINT)  # of a run that was killed between its result and this
                 return earlier
         with _pinned(config.threads):
             environment = _checked_environment(folder, config)
             data = _load_checked(config)
-            write_record(folder / "config.json", config)
-            write_record(folder / "environment.json", environment)
-            result, cost = _train(config, folder, data, workers, should_stop, checkpoint_seconds)
-            if result is not None:
-                write_record(folder / "cost.json", cost)
-                write_record(result_file, result)
-                if result.is_final:
-                    remove_checkpoints(folder / CHECKPOINT)
-            return result
+            with says_what_to_do_when_full(folder):
+                write_record(folder / "config.json", config)
+                write_record(folder / "environment.json", environment)
+                result, cost = _train(config, folder, data, workers, should_stop, checkpoint_seconds)
+                if result is not None:
+                    write_record(folder / "cost.json", cost)
+                    write_record(result_file, result)
+                    if result.is_final:
+                        remove_checkpoints(folder / CHECKPOINT)
+                return result
 
 
 def _train(
@@ -85,7 +88,7 @@ def _train(
     try:
         training = Training(config, files, data, build_network(config, data), workers, should_stop)
         return training.finish(), training.cost()
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, OSError) as error:
         if not is_out_of_memory(error):
             raise
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no memory is left'}"
@@ -119,7 +122,7 @@ def _checked_environment(folder: Path, config: CellConfig) -> Environment:
     """This process's environment, in which a checkpoint that is there may be gone on from."""
     present = present_environment(config)
     path = folder / "environment.json"
-    if path.exists() and (folder / CHECKPOINT).exists():
+    if path.exists() and has_checkpoint(folder / CHECKPOINT):
         begun = read_record(path, Environment)
         if begun.torch != present.torch:
             raise StudyError(

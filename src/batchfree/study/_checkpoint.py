@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from batchfree.errors import RecordError
 from batchfree.records import write_atomically
 
-__all__ = ["TrainingState", "load_checkpoint", "remove_checkpoints", "save_checkpoint"]
+__all__ = ["TrainingState", "has_checkpoint", "load_checkpoint", "remove_checkpoints", "save_checkpoint"]
 
 
 @dataclass
@@ -72,6 +72,11 @@ def load_checkpoint(
             _restore(tensors, network, optimizer)
             return state
     return TrainingState()
+
+
+def has_checkpoint(path: Path) -> bool:
+    """Whether there is one to go on from: a kill while one is written leaves the previous one alone."""
+    return path.exists() or _previous(path).exists()
 
 
 def remove_checkpoints(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import re
@@ -21,11 +22,16 @@ __all__ = [
     "limit_memory",
     "peak_memory_bytes",
     "present_environment",
+    "says_out_of_memory",
     "size_bytes",
 ]
 
 #: Tells a cell how much memory it may take, in bytes.
 MEMORY_VARIABLE = "BATCHFREE_MEMORY_BYTES"
+
+#: As torch, C++, CUDA, Python and Rust (safetensors) say it.
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "out of memory", "MemoryError")
+_OUT_OF_MEMORY += ("memory allocation of",)
 
 _UNITS = {"": 1, "B": 1, **{f"{letter}iB": 1024**power for power, letter in enumerate("KMGT", start=1)}}
 _UNITS |= {f"{letter}B": 1000**power for power, letter in enumerate("KMGT", start=1)}
@@ -84,9 +90,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory ran out, in Python, in torch on a CPU or on an accelerator."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("can't allocate memory", "bad_alloc", "not enough memory", "out of memory")
-    )
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and says_out_of_memory(str(error))
+
+
+def says_out_of_memory(text: str) -> bool:
+    """Whether an error's message, or a dead process's last line, is one that lack of memory leaves."""
+    return any(words in text for words in _OUT_OF_MEMORY)
 
 
 def peak_memory_bytes(device: str) -> int:

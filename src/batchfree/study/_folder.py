@@ -1,4 +1,4 @@
-"""One writer for a folder at a time."""
+"""One writer for a folder at a time, and what becomes of it when the folder cannot be written."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import filelock
 
 from batchfree.errors import StudyError
 
-__all__ = ["only_writer"]
+__all__ = ["only_writer", "says_what_to_do_when_full"]
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Holds `folder`, made if it is not there, for one process.
+def only_writer(folder: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
+    """Holds `folder`, made if it is not there, for one process; what a killed one had half written is removed.
+
+    Args:
+        wait_seconds: for another process that is about to leave.
 
     Raises:
         StudyError: another process holds it, or it cannot be written.
@@ -23,7 +26,9 @@ def only_writer(folder: Path) -> Iterator[None]:
     lock = filelock.FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait_seconds)
+        for half_written in folder.glob(".*.tmp"):
+            half_written.unlink()
     except filelock.Timeout:
         raise StudyError(
             f"another process is at work in {folder}. One writes a folder at a time. Wait for it, or "
@@ -38,3 +43,19 @@ def only_writer(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def says_what_to_do_when_full(folder: Path) -> Iterator[None]:
+    """Turns the system's refusal to write into an error that a person can act on.
+
+    Raises:
+        StudyError: the disk is full, or `folder` cannot be written for another reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StudyError(
+            f"{folder} cannot be written ({error.strerror or error}). What was written before is whole. "
+            f"Make room, or make it writable, and give the same command again: it goes on from there."
+        ) from error

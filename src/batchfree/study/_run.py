@@ -13,7 +13,7 @@ from batchfree.study._cell import CHECKPOINT
 from batchfree.study._checkpoint import remove_checkpoints
 from batchfree.study._definition import Study
 from batchfree.study._engine import Engine, LocalEngine
-from batchfree.study._folder import only_writer
+from batchfree.study._folder import only_writer, says_what_to_do_when_full
 from batchfree.study._models import check_model_name
 from batchfree.study._runner import Limits, Progress, StudyRun
 
@@ -102,11 +102,12 @@ def run_study(
     _check_owner(out, record)
     on_plan(plan)
     with only_writer(out):
-        _write(out / "study.json", record)
-        for cell_id, reason in plan.skipped.items():
-            folder = out / "cells" / cell_id
-            folder.mkdir(parents=True, exist_ok=True)
-            write_record(folder / "result.json", CellResult(cell_id=cell_id, status="skipped", reason=reason))
+        with says_what_to_do_when_full(out):
+            write_record(out / "study.json", record)
+            for cell_id, reason in plan.skipped.items():
+                folder = out / "cells" / cell_id
+                folder.mkdir(parents=True, exist_ok=True)
+                write_record(folder / "result.json", CellResult(cell_id=cell_id, status="skipped", reason=reason))
         return StudyRun(out, plan.cells, engine, limits or Limits(), on_progress).finish()
 
 
@@ -135,18 +136,9 @@ def retry_study(
     engine = LocalEngine(jobs, threads) if engine is None else engine
     with only_writer(out):
         if from_start:
-            _forget_checkpoints(out, record.cells)
+            with says_what_to_do_when_full(out):
+                _forget_checkpoints(out, record.cells)
         return StudyRun(out, record.cells, engine, limits or Limits(), on_progress).finish()
-
-
-def _write(path: Path, record: StudyRecord) -> None:
-    try:
-        write_record(path, record)
-    except OSError as error:
-        raise StudyError(
-            f"{path} cannot be written ({error.strerror or error}). A folder on a disk with room is needed. "
-            f"Make room, or pass another --out."
-        ) from error
 
 
 def _forget_checkpoints(out: Path, cells: Sequence[CellConfig]) -> None:
@@ -175,7 +167,8 @@ def _check_owner(out: Path, record: StudyRecord) -> None:
             f"{out} was made by a different study ({'; '.join(differing)}). A folder holds one study, so that its "
             f"report compares like with like. Pass another --out, or the settings of the first: {owner.command}"
         )
-    if out.exists() and (not out.is_dir() or any(entry.name != ".lock" for entry in out.iterdir())):
+    # hidden: the lock, and what a start that was killed had half written
+    if out.exists() and (not out.is_dir() or any(not entry.name.startswith(".") for entry in out.iterdir())):
         raise StudyError(
             f"{out} exists and holds no study. A new or empty folder is needed. Pass another --out, or empty this one."
         )

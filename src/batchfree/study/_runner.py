@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchfree.errors import StudyError
-from batchfree.records import CellConfig, CellResult, read_record, write_record
+from batchfree.records import CellConfig, CellResult, Status, read_record, write_record
 from batchfree.study._engine import Engine, Job, Task
-from batchfree.study._environment import MEMORY_VARIABLE
+from batchfree.study._environment import MEMORY_VARIABLE, says_out_of_memory
+from batchfree.study._folder import says_what_to_do_when_full
 
 __all__ = ["Limits", "Progress", "StudyRun"]
 
@@ -81,17 +81,13 @@ class StudyRun:
             StudyError: the disk is full or `out` cannot be written any more.
         """
         try:
-            while self.waiting or self.running:
-                while self.waiting and (self.engine.slots is None or len(self.running) < self.engine.slots):
-                    self._start(self.waiting.pop(0))
-                self.on_progress(self._progress())
-                time.sleep(POLL_SECONDS)
-                self._collect()
-        except OSError as error:
-            raise StudyError(
-                f"{self.out} cannot be written ({error.strerror or error}). What was written before is whole. "
-                f"Make room, and give the same command again: it goes on from there."
-            ) from error
+            with says_what_to_do_when_full(self.out):
+                while self.waiting or self.running:
+                    while self.waiting and (self.engine.slots is None or len(self.running) < self.engine.slots):
+                        self._start(self.waiting.pop(0))
+                    self.on_progress(self._progress())
+                    time.sleep(POLL_SECONDS)
+                    self._collect()
         finally:
             self._stop_jobs()
         self.on_progress(self._progress())
@@ -124,17 +120,20 @@ class StudyRun:
 
     def _stop_late(self, running: _Running) -> None:
         seconds = self.limits.seconds
-        if seconds is None or running.is_timed_out or time.monotonic() - running.started < seconds:
-            return
-        running.is_timed_out = True
-        running.job.stop()
+        late = -1.0 if seconds is None else time.monotonic() - running.started - seconds
+        if late >= 0 and not running.is_timed_out:
+            running.is_timed_out = True
+            running.job.stop()
+        elif late >= STOP_SECONDS:
+            running.job.kill()
 
     def _record_loss(self, running: _Running, outcome: int | str) -> None:
         folder = self._folder(running.cell)
-        lost = CellResult(cell_id=running.cell.cell_id, status="failed", reason=_reason(outcome, folder / "log.txt"))
+        reason = _reason(outcome, folder / "log.txt")
+        status: Status = "out of memory" if says_out_of_memory(reason) else "failed"
         if running.is_timed_out:
-            reason = f"stopped after {self.limits.seconds:g} seconds; its checkpoint is kept"
-            lost = CellResult(cell_id=running.cell.cell_id, status="timed out", reason=reason)
+            status, reason = "timed out", f"stopped after {self.limits.seconds:g} seconds; its checkpoint is kept"
+        lost = CellResult(cell_id=running.cell.cell_id, status=status, reason=reason)
         write_record(folder / "result.json", lost)
 
     def _stop_jobs(self) -> None:
@@ -190,11 +189,12 @@ def _reason(outcome: int | str, log: Path) -> str:
 
 @contextmanager
 def _no_second_interrupt() -> Iterator[None]:
-    """An impatient second Ctrl-C, or SIGTERM, must not leave children behind."""
+    """An impatient second Ctrl-C, SIGTERM, or a closed terminal must not leave children behind."""
     if threading.current_thread() is not threading.main_thread():  # no signal reaches us here
         yield
         return
-    previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:
         yield
     finally:

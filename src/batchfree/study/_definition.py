@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from batchfree.errors import StudyError, unknown_name
 from batchfree.records import CellConfig, ReportSpec, StudyRecord
 from batchfree.study._data import ImageData, load_data
+from batchfree.study._schedules import check_steps
 from batchfree.study._settings import ArmSettings
 
 if sys.version_info >= (3, 11):
@@ -101,11 +102,7 @@ class Study:
         cells: dict[str, CellConfig] = {}
         for arm in self.arms:
             for cell in arm.cells(self.name, self.protocol, *loaded[arm.source]):
-                if cell.sgd_batch > cell.train_images:
-                    raise StudyError(
-                        f"an SGD batch of {cell.sgd_batch} is more than the {cell.train_images} training images. "
-                        f"An epoch needs at least one full batch. Pass more train_images or smaller batches."
-                    )
+                check_steps(cell)
                 cells.setdefault(cell.cell_id, cell)
         return tuple(cells.values())
 

@@ -10,7 +10,7 @@ from batchfree.report._arms import LOST, Arm, Arms
 from batchfree.report._figure import GREY, LOOKS, Figure, strip_axes
 from batchfree.report._panels import Panel, PanelArms, arrange, split_into_panels
 from batchfree.report._published import Exhibit
-from batchfree.report._published_panel import ROW_HEIGHT, published_panel, published_words
+from batchfree.report._published_panel import ROW_HEIGHT, published_panel, published_words, wrapped
 from batchfree.report._wording import magnitude, percent
 
 __all__ = ["bars_figure"]
@@ -54,7 +54,7 @@ def _draw(axes: Axes, blocks: Sequence[PanelArms]) -> None:
             ticks.append((row, arm.label_without(*block.shared)))
             _draw_row(axes, arm, row)
             row += 1
-    axes.set_yticks([at for at, _ in ticks], [label for _, label in ticks])
+    axes.set_yticks([at for at, _ in ticks], [wrapped(label) for _, label in ticks], fontsize=8)
     axes.set_ylim(row - 0.5, -0.6)
     axes.set_xlim(left=max(axes.get_xlim()[0], 0.0))
     axes.set_xlabel("validation error (%)")

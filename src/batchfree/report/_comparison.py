@@ -41,6 +41,12 @@ class Difference:
     reference_lost: tuple[int, ...]  # seeds that the arm finished and in which the reference ended without a result
     arm_lost: tuple[int, ...]  # the other way round
 
+    @property
+    def arm_label(self) -> str:
+        """The arm in the axes that its reference does not say already."""
+        shared = (axis for axis in self.arm.axes if self.arm.sees(axis) and self.reference.sees(axis))
+        return self.arm.label_without(*(axis for axis in shared if self.arm.value(axis) == self.reference.value(axis)))
+
 
 def compare(arms: Arms, comparison: Comparison) -> tuple[Difference, ...]:
     """Each arm minus the arm that has the values of `comparison.reference` and equals it in all other axes.

@@ -84,7 +84,7 @@ def training_figure(arms: Arms, exhibits: Sequence[Exhibit]) -> Figure:
         caption="Loss on the training images and error on the validation images, by epoch. Thin lines are seeds, with "
         f"those that did not finish; thick lines are means of the finished ones.{_cut(arms.trained, LOSS, ERROR)}",
         alt=_alt(parts) + published_words(exhibits),
-        ratios=(1.0, 1.0),
+        ratios=(1.0, 1.0, 0.7) if len(parts) == 1 and exhibits else (1.0, 1.0),
     )
 
 

@@ -28,7 +28,7 @@ def norm_batch_figure(arms: Arms, exhibits: Sequence[Exhibit]) -> Figure:
     """A panel per network, or whatever else the arms differ in."""
     other = tuple(axis for axis in arms.axes if axis not in ("norm", "norm_batch", "groups", "channels_per_group"))
     parts = split_into_panels(arms.all, other) or [PanelArms("", {}, ())]
-    label = "norm batch: images that share Batch Norm's statistics"
+    label = "norm batch: images that share Batch Norm's statistics" if len(parts) == 1 else "norm batch"
     panels = [_axis_panel(part, "norm_batch", part.title or "This study", label) for part in parts]
     words = [
         f"{f'{part.title}: ' if part.title else ''}{axis_words_of(part.arms, 'norm_batch', 'any norm batch', other)}"

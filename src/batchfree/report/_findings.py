@@ -40,7 +40,7 @@ def findings(families: Sequence[Sequence[Difference]]) -> tuple[str, ...]:
 
 def _resolved_sentence(resolved: Sequence[Difference], total: int) -> str:
     largest = sorted(resolved, key=lambda row: -abs(row.mean or 0.0))[:TOLD]
-    told = [f"{row.arm.label} is {points(row.mean)} {row.verdict} than {row.reference.label}" for row in largest]
+    told = [f"{row.arm_label} is {points(row.mean)} {row.verdict} than {row.reference.label}" for row in largest]
     more = len(resolved) - len(told)
     if more:
         told.append(f"{more} more in the tables")

@@ -15,6 +15,9 @@ from batchfree.report._wording import AxisValue, setting_label
 
 __all__ = ["Panel", "PanelArms", "arrange", "split_into_panels"]
 
+#: A panel that needs less than this part of its row's height is not stretched over it.
+STRETCH = 0.75
+
 
 @dataclass(frozen=True)
 class PanelArms:
@@ -64,29 +67,33 @@ def arrange(
     heading: str,
     caption: str,
     alt: str,
-    ratios: tuple[float, float] = (2.1, 1.0),
+    ratios: tuple[float, ...] = (2.1, 1.0),
 ) -> Figure:
-    """The panels in two columns, row by row, for wide pages, and one above the other for narrow ones.
+    """The panels in columns, row by row, for wide pages, and one above the other for narrow ones.
 
     Args:
         arms: whose norms the legend explains.
-        ratios: of the columns' widths, where there are two.
+        ratios: of the columns' widths.
     """
-    columns = min(2, len(panels))
+    columns = min(len(ratios), len(panels))
     rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
     heights = [max(panel.height for panel in row) for row in rows]
     narrow_heights = [panel.narrow_height or panel.height for panel in panels]
 
     def wide(canvas: Canvas) -> None:
-        grid = canvas.subplots(
-            len(rows), columns, squeeze=False, height_ratios=heights, width_ratios=ratios[:columns]
-        )
-        _fill(list(grid.flat), panels)
-        norm_legend(canvas, arms, 5)
+        grid = canvas.add_gridspec(len(rows), columns, height_ratios=heights, width_ratios=ratios[:columns])
+        for index, panel in enumerate(panels):
+            row, column = divmod(index, columns)
+            place = grid[row, column]
+            if panel.height < STRETCH * heights[row]:
+                place = place.subgridspec(2, 1, height_ratios=[panel.height, heights[row] - panel.height])[0]
+            panel.draw(canvas.add_subplot(place))
+        norm_legend(canvas, arms, 6)
 
     def narrow(canvas: Canvas) -> None:
         grid = canvas.subplots(len(panels), 1, squeeze=False, height_ratios=narrow_heights)
-        _fill(list(grid.flat), panels)
+        for panel, axes in zip(panels, grid.flat, strict=True):
+            panel.draw(axes)
         norm_legend(canvas, arms, 2 if any(arm.is_recomputed for arm in arms) else 3)
 
     return Figure(
@@ -97,10 +104,3 @@ def arrange(
         wide=draw_figure(9.6, math.fsum(heights) + 0.5, wide),
         narrow=draw_figure(4.4, math.fsum(narrow_heights) + 0.7, narrow),
     )
-
-
-def _fill(axes: Sequence[Axes], panels: Sequence[Panel]) -> None:
-    for place, panel in zip(axes, panels, strict=False):
-        panel.draw(place)
-    for place in axes[len(panels) :]:
-        place.set_visible(False)

@@ -17,7 +17,7 @@ __all__ = ["percentile_figure"]
 
 PERCENTILES = (1, 20, 80, 99)
 #: Widest spread over narrowest up to which the panels share a scale.
-COMPARABLE = 8.0
+COMPARABLE = 4.0
 
 
 def percentile_figure(arms: Arms) -> Figure:

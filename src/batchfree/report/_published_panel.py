@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -11,10 +12,12 @@ from batchfree.report._panels import Panel
 from batchfree.report._published import Exhibit
 from batchfree.report._wording import percent
 
-__all__ = ["published_panel", "published_words"]
+__all__ = ["ROW_HEIGHT", "published_panel", "published_words", "wrapped"]
 
 #: Inches of a row with its label.
-ROW_HEIGHT = 0.26
+ROW_HEIGHT = 0.3
+#: Characters from which a row's label takes two lines.
+WRAP = 22
 
 
 def published_panel(exhibit: Exhibit) -> Panel:
@@ -35,6 +38,15 @@ def published_words(exhibits: Sequence[Exhibit]) -> str:
             lines.append(f"{series.label} {', '.join(where or errors)}")
         parts.append(f" In grey, on different data, {exhibit.source}: {'; '.join(lines)}.")
     return "".join(parts)
+
+
+def wrapped(label: str) -> str:
+    """A row's label on two lines where it is long.
+
+    >>> wrapped("ResNet-101, BN, norm batch 32")
+    'ResNet-101, BN,\\nnorm batch 32'
+    """
+    return textwrap.fill(label, WRAP) if len(label) > WRAP else label
 
 
 def _draw_lines(axes: Axes, exhibit: Exhibit) -> None:
@@ -62,7 +74,7 @@ def _draw_rows(axes: Axes, exhibit: Exhibit) -> None:
     for row, series in zip(rows, exhibit.series, strict=True):
         (error,) = exhibit.errors(series)
         axes.plot([error], [row], color=GREY, marker=LOOKS[series.norm].marker, markersize=6, linestyle="none")
-    axes.set_yticks(rows, [series.label for series in exhibit.series])
+    axes.set_yticks(rows, [wrapped(series.label) for series in exhibit.series], fontsize=8)
     axes.set_ylim(len(exhibit.series) - 0.5, -0.5)
     axes.margins(x=0.12)
     axes.set_xlabel("error (%)", color=GREY)

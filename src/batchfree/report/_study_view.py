@@ -193,7 +193,7 @@ def _difference_row(difference: Difference) -> DifferenceRow:
         notes.append("every pair gives the same difference, so there is no spread to make an interval of")
     for lost, name in (
         (difference.reference_lost, difference.reference.label),
-        (difference.arm_lost, difference.arm.label),
+        (difference.arm_lost, difference.arm_label),
     ):
         if lost:
             notes.append(f"{name} ended without a result in {plural(len(lost), 'more seed')}")

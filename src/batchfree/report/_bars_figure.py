@@ -82,9 +82,9 @@ def _draw_row(axes: Axes, arm: Arm, row: int) -> None:
         axes.plot([arm.mean_error] * 2, [row - 0.36, row + 0.36], color=look.colour, linewidth=1.8, zorder=2)
         notes.append(magnitude(arm.mean_error))
     if lost := len(arm.seeds(*LOST)):
-        notes.append(f"{lost} of {len(arm.cells)} without result")
+        notes.append(f"{lost} of {len(arm.cells)} lost")
     axes.annotate(
-        ", ".join(notes),
+        "\n".join(notes),
         (1.0, row),
         xycoords=axes.get_yaxis_transform(),
         xytext=(4, 0),

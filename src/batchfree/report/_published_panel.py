@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -24,7 +23,7 @@ def published_panel(exhibit: Exhibit) -> Panel:
     """The exhibit as lines against its axis, or, where it has none, as a row per number."""
     if exhibit.axis is not None:
         return Panel(lambda axes: _draw_lines(axes, exhibit), 4.1, 2.8)
-    return Panel(lambda axes: _draw_rows(axes, exhibit), 1.3 + ROW_HEIGHT * len(exhibit.series))
+    return Panel(lambda axes: _draw_rows(axes, exhibit), 1.6 + ROW_HEIGHT * len(exhibit.series))
 
 
 def published_words(exhibits: Sequence[Exhibit]) -> str:
@@ -41,12 +40,16 @@ def published_words(exhibits: Sequence[Exhibit]) -> str:
 
 
 def wrapped(label: str) -> str:
-    """A row's label on two lines where it is long.
+    """A row's label on two lines where it is long, broken at the comma nearest to its middle.
 
-    >>> wrapped("ResNet-101, BN, norm batch 32")
-    'ResNet-101, BN,\\nnorm batch 32'
+    >>> wrapped("ResNet-101, BN, norm batch 32").split("\\n")
+    ['ResNet-101, BN,', 'norm batch 32']
     """
-    return textwrap.fill(label, WRAP) if len(label) > WRAP else label
+    commas = [index for index in range(len(label)) if label.startswith(", ", index)]
+    if len(label) <= WRAP or not commas:
+        return label
+    at = min(commas, key=lambda index: abs(index - len(label) / 2))
+    return f"{label[: at + 1]}\n{label[at + 2 :]}"
 
 
 def _draw_lines(axes: Axes, exhibit: Exhibit) -> None:
@@ -85,4 +88,4 @@ def _draw_rows(axes: Axes, exhibit: Exhibit) -> None:
 def _grey(axes: Axes, exhibit: Exhibit) -> None:
     axes.set_facecolor("#f7f7f7")
     axes.tick_params(colors=GREY)
-    axes.set_title(f"Different data: {exhibit.title}", loc="left", color=GREY)
+    axes.set_title(f"Different data:\n{exhibit.title}", loc="left", color=GREY)

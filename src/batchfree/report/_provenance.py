@@ -24,6 +24,7 @@ def provenance(study: StudyRecord, cells: Sequence[CellRecord]) -> list[tuple[st
         fingerprint = f" (SHA-256 {c.weights_fingerprint[:12]}...)" if c.weights_fingerprint else ""
         return "from scratch" if c.weights is None else f"{c.weights}{fingerprint}"
 
+    grouped = [config for config in configs if config.norm in ("gn", "gn+ws")]
     seconds = sum(cell.cost.seconds for cell in cells if cell.cost is not None)
     return [
         ("Reproduces", study.reproduces or "no publication"),
@@ -38,7 +39,7 @@ def provenance(study: StudyRecord, cells: Sequence[CellRecord]) -> list[tuple[st
         ("SGD batch", values(_sgd_batch, "sgd_batch", "workers")),
         ("Optimiser", values(_optimizer, "optimizer", "momentum", "weight_decay")),
         ("Learning rate", values(lambda c: f"{c.learning_rate:g}, {c.schedule} schedule", "learning_rate", "schedule")),
-        ("Groups asked for", values(_groups, "groups", "channels_per_group")),
+        ("Groups asked for", _by_norm_batch(grouped, _groups, is_axis=True) or "none"),
         ("Last gamma of each block", values(lambda c: _GAMMA[c.zero_gamma], "zero_gamma")),
         ("Seeds", ", ".join(map(str, sorted({c.seed for c in configs})))),
         ("Device and threads per run", values(lambda c: f"{c.device}, {c.threads}", "device", "threads")),

@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from batchfree.errors import ArgumentError, unknown_name
+from batchfree.keras._channels import known_sizes
 
 __all__ = [
     "Variant",
@@ -47,8 +48,9 @@ def standardize_kernel(kernel: Any, variant: Variant = "bit", epsilon: float | N
     """
     kernel = ops.convert_to_tensor(kernel)
     epsilon = _check_variant(variant, epsilon)
-    fan_in = math.prod(kernel.shape[:-1])
-    _check_fan_in(fan_in, kernel.shape)
+    shape = known_sizes(kernel)
+    fan_in = math.prod(shape[:-1])
+    _check_fan_in(fan_in, shape)
     wide = ops.cast(kernel, keras.backend.result_type(kernel.dtype, "float32"))
     axes = tuple(range(len(kernel.shape) - 1))
     centred = wide - ops.mean(wide, axis=axes, keepdims=True)

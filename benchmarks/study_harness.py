@@ -1,7 +1,7 @@
 """`python -m benchmarks.study_harness --json FILE`: what the studies' harness costs, and what a second job brings.
 
-Overhead: one cell through `run_cell`, and the same training as a bare PyTorch loop, alternating in one process. The gate
-is that both compute the same losses to the last bit. Throughput: a grid of equal cells with one job and with two.
+Overhead: one cell through `run_cell`, and the same training as a bare PyTorch loop, alternating in one process. The
+gate is that both compute the same losses to the last bit. Throughput: a grid of equal cells with one job and with two.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ def test_each_arm_has_its_norm_and_no_other(cell: CellConfig, digits: ImageData)
     assert counts["ln"] == (1,) * 7
     assert counts["gn"] == counts["gn+ws"] == (1, 1, 1, 2, 2, 4, 4)  # 16 channels per group
     assert counts["in"] == (16, 16, 16, 32, 32, 64, 64)
-    for norm, kind in (("gn+ws", GroupNorm), ("bn+ws", nn.BatchNorm2d)):
+    kinds: dict[Norm, type[nn.Module]] = {"gn+ws": GroupNorm, "bn+ws": nn.BatchNorm2d}
+    for norm, kind in kinds.items():
         standardized = build_network(arm(cell, norm), digits)
         assert all(isinstance(module, WSConv2d) for module in standardized.modules() if isinstance(module, nn.Conv2d))
         assert sum(isinstance(module, kind) for module in standardized.modules()) == 7

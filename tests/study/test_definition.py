@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomllib
 
 from batchfree.errors import StudyError
 from batchfree.records import CellConfig
@@ -41,7 +41,7 @@ def test_the_papers_protocol_ties_sgd_batch_and_learning_rate_to_the_norm_batch(
 
 def test_the_learning_rate_follows_the_sgd_batch_unless_it_is_given() -> None:
     assert {cell.learning_rate for cell in cells_of("norms", sgd_batch=64, norm_batch=64)} == {0.2}
-    given = {"learning_rate": 0.05, "learning_rate_scale": "none"}
+    given: dict[str, Any] = {"learning_rate": 0.05, "learning_rate_scale": "none"}
     assert {cell.learning_rate for cell in cells_of("norms", sgd_batch=64, norm_batch=64, **given)} == {0.05}
 
 

@@ -99,7 +99,7 @@ def _word(value: Value) -> Value:
 
 
 def write_parquet(study: StudyRecord, cells: Sequence[CellRecord], folder: Path, place: Path) -> None:
-    """`cells.parquet` and `epochs.parquet`, with nulls where there is no value; study.json is in the files' metadata."""
+    """`cells.parquet` and `epochs.parquet`, with nulls where there is no value; study.json is in their metadata."""
     arrow = require("pyarrow", "export")
     parquet = require("pyarrow.parquet", "export")
     kinds = {str: arrow.string(), int: arrow.int64(), float: arrow.float64(), bool: arrow.bool_()}

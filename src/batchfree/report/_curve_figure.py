@@ -50,7 +50,9 @@ def validation_figure(arms: Arms) -> Figure:
     def rows(columns: int) -> int:
         return math.ceil(len(panels) / min(columns, len(panels)))
 
-    caption = "Validation error by epoch, one scale for all panels. Thin lines are seeds, with those that did not finish; "
+    caption = (
+        "Validation error by epoch, one scale for all panels. Thin lines are seeds, with those that did not finish; "
+    )
     caption += f"thick lines are means of the finished ones.{_cut(arms.trained, ERROR)}"
     if arms.has_any_norm_batch and len(arms.norm_batches) > 1:
         caption += " Norms that do not see the norm batch are the same runs in every panel."
@@ -88,9 +90,7 @@ def training_figure(arms: Arms, exhibits: Sequence[Exhibit]) -> Figure:
     )
 
 
-def _drawing(
-    part: PanelArms, quantity: Quantity, limits: tuple[float, float], title: str
-) -> Callable[[Axes], None]:
+def _drawing(part: PanelArms, quantity: Quantity, limits: tuple[float, float], title: str) -> Callable[[Axes], None]:
     def draw(axes: Axes) -> None:
         _draw_panel(axes, part, quantity, limits, title)
         if axes.axison:
@@ -165,9 +165,7 @@ def _mean_curve(arm: Arm, quantity: Quantity) -> tuple[list[int], list[float]]:
 
 
 def _finite(arms: Sequence[Arm], quantity: Quantity) -> list[tuple[int, float]]:
-    every = [
-        (metrics.epoch, quantity.read(metrics)) for arm in arms for cell in arm.cells for metrics in cell.metrics
-    ]
+    every = [(metrics.epoch, quantity.read(metrics)) for arm in arms for cell in arm.cells for metrics in cell.metrics]
     return [(epoch, value) for epoch, value in every if math.isfinite(value)]
 
 

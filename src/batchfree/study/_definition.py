@@ -148,7 +148,8 @@ def load_study(
     if "norm_batches_per_step" in settings and "sgd_batch" in (overrides or {}):
         raise StudyError(
             f"sgd_batch was given with protocol {protocol!r}, in which the SGD batch is "
-            f"{settings['norm_batches_per_step']} norm batches. One of them decides. Leave it out, or pass another protocol."
+            f"{settings['norm_batches_per_step']} norm batches. One of them decides. "
+            f"Leave it out, or pass another protocol."
         )
     tables = _override(where, overlay.arms or rules.arms or file.arms, settings, dict(overrides or {}))
     arms = _expand(where, tables, settings)

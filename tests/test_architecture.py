@@ -33,7 +33,10 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "report": ({"records", "errors"}, {"numpy", "scipy", "matplotlib", "jinja2"}),
     # Its libraries are imported through errors.require, by name.
     "export": ({"records", "errors"}, {"pyarrow", "tensorboard", "mlflow"}),
-    "cli": ({"_core", "convert", "torch", "records", "errors", "study", "report", "export", ""}, {"typer", "rich", "pydantic"}),
+    "cli": (
+        {"_core", "convert", "torch", "records", "errors", "study", "report", "export", ""},
+        {"typer", "rich", "pydantic"},
+    ),
 }
 
 

@@ -37,9 +37,7 @@ ENVIRONMENT = Environment(
 
 #: As in the built-in study norm-batch.
 FROM_BATCH_NORM = Comparison(title="Differences from Batch Norm", reference={"norm": "bn"})
-AGAINST_ITSELF = Comparison(
-    title="Batch Norm against itself", reference={"norm_batch": "largest"}, only={"norm": "bn"}
-)
+AGAINST_ITSELF = Comparison(title="Batch Norm against itself", reference={"norm_batch": "largest"}, only={"norm": "bn"})
 
 
 def config(norm: Norm, norm_batch: int | None, seed: int, *, protocol: str = "fixed-sgd", **fields: Any) -> CellConfig:

@@ -117,7 +117,9 @@ def test_other_axes_make_panels_and_the_norms_share_them(tmp_path: Path) -> None
 
 
 def test_a_study_of_curves_shows_training_loss_beside_validation_error(tmp_path: Path) -> None:
-    study = SampleStudy(name="norms", axes=("norm",), figure="curves").add("bn", 32, {0: 10.0}).add("gn", None, {0: 12.0})
+    study = (
+        SampleStudy(name="norms", axes=("norm",), figure="curves").add("bn", 32, {0: 10.0}).add("gn", None, {0: 12.0})
+    )
     build_report(study.write(tmp_path))
     drawing = Drawing(tmp_path / "figures" / "training-and-validation-curves.svg")
     assert {"training loss (nats)", "validation error (%)", "Wu &amp; He 2018, Table 1"} <= set(drawing.labels)

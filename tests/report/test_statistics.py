@@ -33,7 +33,8 @@ def test_fewer_than_two_values_or_equal_ones_have_neither_interval_nor_test(valu
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs"), [((9.1, 8.7, 9.4), (10.2, 9.9, 9.8)), ((1.0, 5.0), (2.0, 1.0)), ((3.0, 3.1, 2.9, 3.3), (3.0,) * 4)]
+    ("ours", "theirs"),
+    [((9.1, 8.7, 9.4), (10.2, 9.9, 9.8)), ((1.0, 5.0), (2.0, 1.0)), ((3.0, 3.1, 2.9, 3.3), (3.0,) * 4)],
 )
 def test_p_value_is_scipys_for_paired_samples(ours: tuple[float, ...], theirs: tuple[float, ...]) -> None:
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]

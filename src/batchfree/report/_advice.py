@@ -227,4 +227,6 @@ def _recomputed_sentence(differences: Sequence[Difference]) -> str:
         ]
     )
     is_gain = all(row.verdict == "better" for row in resolved)
-    return f"{start}, its error is resolved {amounts}{': so much of it is evaluation, not training' if is_gain else ''}."
+    return (
+        f"{start}, its error is resolved {amounts}{': so much of it is evaluation, not training' if is_gain else ''}."
+    )

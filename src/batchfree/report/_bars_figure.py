@@ -47,7 +47,13 @@ def _draw(axes: Axes, blocks: Sequence[PanelArms]) -> None:
     for block in blocks:
         if block.title:
             axes.text(
-                0.0, row, block.title, transform=axes.get_yaxis_transform(), va="center", fontweight="bold", fontsize=8.5
+                0.0,
+                row,
+                block.title,
+                transform=axes.get_yaxis_transform(),
+                va="center",
+                fontweight="bold",
+                fontsize=8.5,
             )
             row += 1
         for arm in block.arms:

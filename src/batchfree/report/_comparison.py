@@ -21,9 +21,7 @@ Verdict: TypeAlias = Literal["better", "worse", "not resolved", "too few seeds"]
 ALPHA = 0.05
 
 AGAINST_BATCH_NORM = Comparison(title="Differences from Batch Norm", reference={"norm": "bn"})
-AGAINST_ITSELF = Comparison(
-    title="Batch Norm against itself", reference={"norm_batch": "largest"}, only={"norm": "bn"}
-)
+AGAINST_ITSELF = Comparison(title="Batch Norm against itself", reference={"norm_batch": "largest"}, only={"norm": "bn"})
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,9 @@ from batchfree.report._wording import percent
 __all__ = ["training_figure", "validation_figure"]
 
 
+LINES = "Thin lines are seeds, with those that did not finish; thick lines are means of the finished ones."
+
+
 @dataclass(frozen=True)
 class Quantity:
     """What is drawn by epoch."""
@@ -50,7 +53,9 @@ def validation_figure(arms: Arms) -> Figure:
     def rows(columns: int) -> int:
         return math.ceil(len(panels) / min(columns, len(panels)))
 
-    caption = "Validation error by epoch, one scale for all panels. Thin lines are seeds, with those that did not finish; "
+    caption = (
+        "Validation error by epoch, one scale for all panels. Thin lines are seeds, with those that did not finish; "
+    )
     caption += f"thick lines are means of the finished ones.{_cut(arms.trained, ERROR)}"
     if arms.has_any_norm_batch and len(arms.norm_batches) > 1:
         caption += " Norms that do not see the norm batch are the same runs in every panel."
@@ -81,16 +86,14 @@ def training_figure(arms: Arms, exhibits: Sequence[Exhibit]) -> Figure:
         [*panels, *map(published_panel, exhibits)],
         name="training-and-validation-curves",
         heading="Training and validation curves",
-        caption="Loss on the training images and error on the validation images, by epoch. Thin lines are seeds, with "
-        f"those that did not finish; thick lines are means of the finished ones.{_cut(arms.trained, LOSS, ERROR)}",
+        caption="Loss on the training images and error on the validation images, by epoch. "
+        f"{LINES}{_cut(arms.trained, LOSS, ERROR)}",
         alt=_alt(parts) + published_words(exhibits),
         ratios=(1.0, 1.0, 0.7) if len(parts) == 1 and exhibits else (1.0, 1.0),
     )
 
 
-def _drawing(
-    part: PanelArms, quantity: Quantity, limits: tuple[float, float], title: str
-) -> Callable[[Axes], None]:
+def _drawing(part: PanelArms, quantity: Quantity, limits: tuple[float, float], title: str) -> Callable[[Axes], None]:
     def draw(axes: Axes) -> None:
         _draw_panel(axes, part, quantity, limits, title)
         if axes.axison:
@@ -165,9 +168,7 @@ def _mean_curve(arm: Arm, quantity: Quantity) -> tuple[list[int], list[float]]:
 
 
 def _finite(arms: Sequence[Arm], quantity: Quantity) -> list[tuple[int, float]]:
-    every = [
-        (metrics.epoch, quantity.read(metrics)) for arm in arms for cell in arm.cells for metrics in cell.metrics
-    ]
+    every = [(metrics.epoch, quantity.read(metrics)) for arm in arms for cell in arm.cells for metrics in cell.metrics]
     return [(epoch, value) for epoch, value in every if math.isfinite(value)]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import math
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -118,8 +117,8 @@ def test_tensorboard_reads_every_scalar_and_the_configuration(out: Path, study: 
 
 
 @pytest.fixture(scope="module")
-def mlflow_store(out: Path) -> Iterator[Path]:
-    yield export(out, "mlflow") / "mlflow.db"
+def mlflow_store(out: Path) -> Path:
+    return export(out, "mlflow") / "mlflow.db"
 
 
 def test_mlflow_has_a_run_per_cell_with_parameters_metrics_and_status(mlflow_store: Path, study: SampleStudy) -> None:
@@ -127,6 +126,7 @@ def test_mlflow_has_a_run_per_cell_with_parameters_metrics_and_status(mlflow_sto
 
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{mlflow_store}")
     experiment = client.get_experiment_by_name("norm-batch")
+    assert experiment is not None
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     assert sorted(runs) == sorted(ids(study))
     first, _, _, failed, missing = (runs[cell_id] for cell_id in ids(study))

@@ -32,7 +32,7 @@ class Drawing:
         ]
 
     def lines(self, colour: str, is_dashed: bool | None = None) -> list[list[tuple[float, float]]]:
-        """The points of every line drawn in `colour`, one list per unbroken piece; dashed ones only, or none of them."""
+        """The points of every line drawn in `colour`, one list per unbroken piece; only dashed ones, or none."""
         pieces = []
         for path in self.root.iter(f"{SVG}path"):
             style = path.attrib.get("style", "").lower()

@@ -57,7 +57,7 @@ def write_mlflow(study: StudyRecord, cells: Sequence[CellRecord], folder: Path, 
 
 
 def _tags(cell: CellRecord) -> dict[str, str]:
-    tags = {"batchfree.status": "missing" if cell.result is None else cell.result.status}
+    tags: dict[str, str] = {"batchfree.status": "missing" if cell.result is None else cell.result.status}
     if cell.result is not None and cell.result.reason:
         tags["batchfree.reason"] = cell.result.reason
     if cell.environment is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from batchfree.errors import require
 from batchfree.records import CellConfig, CellRecord, CellResult, Cost, Environment, StudyRecord
@@ -80,8 +80,8 @@ def epoch_table(cells: Sequence[CellRecord]) -> Table:
     return table
 
 
-def _as_kind(name: str, value: object) -> Value:
-    return None if value is None else _KINDS.get(name, str)(value)  # type: ignore[call-overload, no-any-return]
+def _as_kind(name: str, value: Any) -> Value:
+    return None if value is None else _KINDS.get(name, str)(value)
 
 
 def write_csv(study: StudyRecord, cells: Sequence[CellRecord], folder: Path, place: Path) -> None:
@@ -99,7 +99,7 @@ def _word(value: Value) -> Value:
 
 
 def write_parquet(study: StudyRecord, cells: Sequence[CellRecord], folder: Path, place: Path) -> None:
-    """`cells.parquet` and `epochs.parquet`, with nulls where there is no value; study.json is in their metadata."""
+    """`cells.parquet` and `epochs.parquet`, nulls where there is no value; study.json is their metadata."""
     arrow = require("pyarrow", "export")
     parquet = require("pyarrow.parquet", "export")
     kinds = {str: arrow.string(), int: arrow.int64(), float: arrow.float64(), bool: arrow.bool_()}

@@ -21,6 +21,9 @@ from batchfree.report._wording import percent
 __all__ = ["training_figure", "validation_figure"]
 
 
+LINES = "Thin lines are seeds, with those that did not finish; thick lines are means of the finished ones."
+
+
 @dataclass(frozen=True)
 class Quantity:
     """What is drawn by epoch."""
@@ -83,8 +86,8 @@ def training_figure(arms: Arms, exhibits: Sequence[Exhibit]) -> Figure:
         [*panels, *map(published_panel, exhibits)],
         name="training-and-validation-curves",
         heading="Training and validation curves",
-        caption="Loss on the training images and error on the validation images, by epoch. Thin lines are seeds, with "
-        f"those that did not finish; thick lines are means of the finished ones.{_cut(arms.trained, LOSS, ERROR)}",
+        caption="Loss on the training images and error on the validation images, by epoch. "
+        f"{LINES}{_cut(arms.trained, LOSS, ERROR)}",
         alt=_alt(parts) + published_words(exhibits),
         ratios=(1.0, 1.0, 0.7) if len(parts) == 1 and exhibits else (1.0, 1.0),
     )

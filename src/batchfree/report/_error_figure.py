@@ -77,7 +77,7 @@ def groups_figure(arms: Arms, exhibits: Sequence[Exhibit]) -> Figure:
         panels or [_axis_panel(PanelArms("", {}, ()), "groups", "This study", "")],
         name="error-vs-groups",
         heading="Error against groups",
-        caption=f"{POINTS} A layer with fewer channels than asked for takes as many groups, or as large ones, as it can.",
+        caption=f"{POINTS} A layer with too few channels takes as many groups, or as large ones, as it can.",
         alt=f"Mean validation error against the split of the channels. {'. '.join(words)}.{published_words(exhibits)}",
     )
 

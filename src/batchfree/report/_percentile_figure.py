@@ -41,8 +41,8 @@ def percentile_figure(arms: Arms) -> Figure:
     return Figure(
         name="feature-percentiles",
         heading="Percentiles of the last features",
-        caption=f"1st, 20th, 80th and 99th percentile of the last convolution's output on validation images, by epoch. {scale} "
-        "Thin lines are seeds, with those that did not finish; thick lines are means of the finished ones.",
+        caption="1st, 20th, 80th and 99th percentile of the last convolution's output on validation images, by epoch. "
+        f"{scale} Thin lines are seeds, with those that did not finish; thick lines are means of the finished ones.",
         alt=f"Percentiles of the last convolution's output. After the last epoch: {_words(panels)}.",
         wide=draw_figure(9.6, 0.4 + 3.0 * math.ceil(max(len(panels), 1) / across), lambda canvas: draw(canvas, across)),
         narrow=draw_figure(4.4, 0.4 + 2.6 * max(len(panels), 1), lambda canvas: draw(canvas, 1)),

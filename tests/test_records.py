@@ -28,7 +28,7 @@ from batchfree.records import (
 CONFIG = CellConfig(
     study="norm-batch", data="digits", data_fingerprint="f" * 64, model="resnet8", norm="gn+ws", norm_batch=None,
     sgd_batch=32, groups="auto", protocol="fixed-sgd", learning_rate=0.05, momentum=0.9, weight_decay=1e-4,
-    schedule="cosine", epochs=2, train_images=100, seed=3, threads=1,
+    schedule="cosine", epochs=2, train_images=100, validation_images=50, seed=3, threads=1,
 )  # fmt: skip
 
 

@@ -101,5 +101,7 @@ def test_grey_images_are_repeated_for_a_network_of_three_channels(cell: CellConf
     larger = load_data("digits", image_size=32).take(16)
     images = NetworkImages(colour, larger).training(slice(4))
     assert images.shape == (4, 3, 32, 32)
+    pixels = larger.train_images.double()
+    assert torch.allclose(images[:, :1].double(), (pixels[:4] - pixels.mean()) / pixels.std(correction=0), atol=1e-5)
     assert torch.equal(images[:, 0], images[:, 2])
     assert build_network(colour, larger).eval()(images).shape == (4, 10)

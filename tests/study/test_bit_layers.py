@@ -21,7 +21,7 @@ def network() -> nn.Module:
     torch.manual_seed(0)
     network = ResNetV2(
         layers=[1, 1, 1, 1],
-        channels=[128, 128, 128, 256],
+        channels=(128, 128, 128, 256),
         num_classes=5,
         stem_type="fixed",
         stem_chs=32,

@@ -56,6 +56,7 @@ def config(norm: Norm, norm_batch: int | None, seed: int, *, protocol: str = "fi
         "learning_rate": 0.1,
         "epochs": 3,
         "train_images": 1078,
+        "validation_images": 359,
         "seed": seed,
     }
     return CellConfig(**(values | fields))

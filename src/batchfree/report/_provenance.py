@@ -32,6 +32,7 @@ def provenance(study: StudyRecord, cells: Sequence[CellRecord]) -> list[tuple[st
         ("Weights", values(start, "weights")),
         ("Data", values(images, "data", "split")),
         ("Training images", values(lambda c: f"{c.train_images:,}", "train_images")),
+        ("Validation images", values(lambda c: f"{c.validation_images:,}", "validation_images")),
         ("Image side", values(_image_side, "image_size")),
         ("Augmentation", values(lambda c: c.augment, "augment")),
         ("Epochs", values(lambda c: c.epochs, "epochs")),

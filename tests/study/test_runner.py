@@ -69,10 +69,12 @@ def run_command_and_signal(number: signal.Signals, folder: Path) -> tuple[int, s
     """The command's exit status and what it printed; its cell had begun to train."""
     out = folder / "out"
     study = fork(lambda: command(long_command(out), folder / "printed.txt"))
+    printed = folder / "printed.txt"
     while not any(path.stat().st_size for path in out.glob("cells/*/metrics.jsonl")):
+        assert os.waitpid(study, os.WNOHANG) == (0, 0), printed.read_text()
         time.sleep(0.05)
     os.kill(study, number)
-    return os.waitstatus_to_exitcode(os.waitpid(study, 0)[1]), (folder / "printed.txt").read_text()
+    return os.waitstatus_to_exitcode(os.waitpid(study, 0)[1]), printed.read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 BUILD_FILES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard cpp/*)
 
-.PHONY: study test bench lint types format clean
+.PHONY: study test test-long bench lint types format clean
 
 study: $(VENV)/study.stamp
 	$(BIN)/batchfree study norm-batch --out runs/norm-batch
@@ -14,6 +14,10 @@ study: $(VENV)/study.stamp
 # Two workers with one thread each: more threads than cores make small tests several times slower.
 test: lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# What takes minutes each: fifty kills, every network of keras.applications, every built-in study.
+test-long: $(VENV)/dev.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m long
 
 # With nothing else running: every shape, ours against torch's operators, in some minutes.
 bench: $(VENV)/dev.stamp

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,8 @@ ALL_PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 #: docs/keras.md is run by tests/keras, once per backend.
 PAGES = [page for page in ALL_PAGES if page.name != "keras.md"]
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+#: A block that needs its own process, since a process has one Keras backend.
+BACKEND_BLOCK = re.compile(r"^```python KERAS_BACKEND=(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 
 
@@ -25,6 +28,16 @@ def test_python_blocks_run_one_after_the_other(page: Path, tmp_path: Path) -> No
     script = tmp_path / f"{page.stem}.py"
     script.write_text("\n".join(blocks), encoding="utf-8")
     done = subprocess.run([sys.executable, "-W", "error", str(script)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+def test_the_first_page_shows_a_use_that_runs_on_each_keras_backend(backend: str, tmp_path: Path) -> None:
+    script = dict(BACKEND_BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8")))[backend]
+    script += f"\nimport keras\nassert keras.backend.backend() == {backend!r}"
+    environment = {**os.environ, "KERAS_BACKEND": backend, "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

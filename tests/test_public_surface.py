@@ -14,6 +14,11 @@ SURFACE = {
         "group_norm", "kernel_info", "merge_moments", "moments", "standardize_weight",
     },
     "batchfree.convert": {"Affine", "Norm", "convert"},
+    "batchfree.report": {
+        "Advice", "Arm", "Arms", "Choice", "Difference", "Exhibit", "PublishedSeries", "advise", "build_report",
+        "compare", "gather_arms", "holm", "paired_p_value", "published_exhibits", "results_csv", "student_interval",
+    },
+    "batchfree.export": {"FORMATS", "Format", "export"},
     "batchfree.study": {
         "DATA_SETS", "MODELS", "PARENT_VARIABLE", "NormBatchSettings", "Progress", "run_cell", "run_study",
     },

@@ -10,7 +10,11 @@ from batchfree.errors import RecordError
 from batchfree.records import (
     CellConfig,
     CellResult,
+    Comparison,
+    Cost,
     EpochMetrics,
+    ReportSpec,
+    Status,
     StudyRecord,
     read_cell,
     read_metrics,
@@ -24,7 +28,7 @@ from batchfree.records import (
 CONFIG = CellConfig(
     study="norm-batch", data="digits", data_fingerprint="f" * 64, model="resnet8", norm="gn+ws", norm_batch=None,
     sgd_batch=32, groups="auto", protocol="fixed-sgd", learning_rate=0.05, momentum=0.9, weight_decay=1e-4,
-    schedule="cosine", epochs=2, train_images=100, seed=3, threads=1,
+    schedule="cosine", epochs=2, train_images=100, validation_images=50, seed=3, threads=1,
 )  # fmt: skip
 
 
@@ -100,11 +104,11 @@ def test_a_line_that_was_cut_short_is_left_out_and_a_damaged_one_is_refused(tmp_
     [
         (b"", "not a JSON record"),
         (b"[1, 2]", "not a JSON record"),
-        (b'{"schema_version": 1, "cell_id"', "cut short or edited"),
-        (b'{"schema_version": 2}', "schema version 2"),
+        (b'{"schema_version": 2, "cell_id"', "cut short or edited"),
+        (b'{"schema_version": 1}', "schema version 1"),
         (b"{}", "schema version None"),
-        (b'{"schema_version": 1, "cell_id": "a", "status": "fine"}', "status"),
-        (b'{"schema_version": 1, "cell_id": "a", "status": "done", "colour": 1}', "colour"),
+        (b'{"schema_version": 2, "cell_id": "a", "status": "fine"}', "status"),
+        (b'{"schema_version": 2, "cell_id": "a", "status": "done", "colour": 1}', "colour"),
         (b"\xff\xfe", "cannot be read"),
     ],
 )
@@ -126,15 +130,25 @@ def test_infinite_and_missing_numbers_survive(tmp_path: Path) -> None:
 
 def test_a_study_lists_its_cells_in_order_whether_they_ran_or_not(tmp_path: Path) -> None:
     second = CONFIG.model_copy(update={"seed": 1})
-    write_record(
-        tmp_path / "study.json", StudyRecord(study="norm-batch", command="c", settings={}, cells=(CONFIG, second))
+    compare = Comparison(title="d", reference={"norm": "bn", "zero_gamma": True})
+    record = StudyRecord(
+        study="norm-batch",
+        title="t",
+        reproduces="",
+        command="c",
+        settings={},
+        axes=("norm",),
+        cells=(CONFIG, second),
+        report=ReportSpec(figure="bars", compare=(compare,)),
     )
+    write_record(tmp_path / "study.json", record)
     folder = tmp_path / "cells" / second.cell_id
     folder.mkdir(parents=True)  # without config.json: it was killed before it had one
     result = CellResult(cell_id=second.cell_id, status="failed", reason="killed")
     write_record(folder / "result.json", result)
     study, cells = read_study(tmp_path)
-    assert study.command == "c"
+    assert study == record
+    assert study.report.compare[0].reference["zero_gamma"] is True  # and not 1 or "True"
     assert [cell.config for cell in cells] == [CONFIG, second]
     assert [cell.result for cell in cells] == [None, result]
     assert cells[1].cost is None
@@ -145,3 +159,55 @@ def test_a_study_lists_its_cells_in_order_whether_they_ran_or_not(tmp_path: Path
 def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="holds no study"):
         read_study(tmp_path)
+
+
+def test_recomputed_errors_are_summarised_over_the_last_epochs_that_have_one() -> None:
+    lines = [
+        line.model_copy(update={"recomputed_error_percent": recomputed})
+        for line, recomputed in zip(epochs(50, 40, 30, 20, 10, 5), (99.0, None, 8.0, None, 4.0, 6.0), strict=True)
+    ]
+    assert summarise("id", lines, []).recomputed_error_percent == 6.0  # of 8, 4 and 6: the 99 is older
+    assert summarise("id", epochs(50, 40), []).recomputed_error_percent is None
+
+
+def test_seconds_per_step_are_of_training_alone() -> None:
+    cost = Cost(seconds=30.0, training_seconds=20.0, steps=100, peak_memory_bytes=1)
+    assert cost.seconds_per_step == 0.2
+    assert cost.model_copy(update={"steps": 0}).seconds_per_step is None
+
+
+@pytest.mark.parametrize(
+    ("status", "is_final"),
+    [
+        ("done", True),
+        ("diverged", True),
+        ("skipped", True),
+        ("failed", False),
+        ("out of memory", False),
+        ("timed out", False),
+    ],
+)
+def test_what_another_time_may_change_is_not_final(status: Status, is_final: bool) -> None:
+    assert CellResult(cell_id="a", status=status).is_final == is_final
+
+
+@pytest.mark.parametrize(
+    ("change", "pattern"),
+    [
+        ({"norm": "bn"}, "norm_batch=None"),
+        ({"norm": "bn+ws", "norm_batch": 5}, "norm_batch=5"),
+        ({"norm": "bn", "norm_batch": 16, "workers": 4}, "norm_batch=16 and 8 images"),
+        ({"workers": 3}, "does not split over 3 workers"),
+    ],
+)
+def test_a_norm_batch_that_does_not_fit_is_refused(change: dict[str, object], pattern: str) -> None:
+    with pytest.raises(ValueError, match=pattern):
+        CellConfig.model_validate(CONFIG.model_dump() | change)
+    CellConfig.model_validate(CONFIG.model_dump() | change | {"norm": "gn", "norm_batch": None, "workers": 1})
+
+
+def test_published_weights_are_known_by_their_fingerprint_and_not_by_their_place() -> None:
+    here = CONFIG.model_copy(update={"weights": "/here/w.npz", "weights_fingerprint": "a" * 64})
+    assert here.model_copy(update={"weights": "/there/w.npz"}).cell_id == here.cell_id
+    assert here.model_copy(update={"weights_fingerprint": "b" * 64}).cell_id != here.cell_id
+    assert here.model_copy(update={"weights": "pretrained", "weights_fingerprint": None}).cell_id != CONFIG.cell_id

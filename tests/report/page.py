@@ -22,6 +22,8 @@ class Page(HTMLParser):
         self.tables: list[list[list[str]]] = []
         self.terms: dict[str, str] = {}
         self.advice: list[str] = []
+        self.captions: list[str] = []
+        self.headings: list[tuple[int, str]] = []
         self.style = ""
         self._pieces: list[str] = []
         self._open: list[tuple[str, int, dict[str, str]]] = []
@@ -60,8 +62,17 @@ class Page(HTMLParser):
 
     def table(self, first_header: str, second_header: str) -> list[dict[str, str]]:
         """The rows of the table that begins with these headers, by header; a spanning first cell is filled down."""
-        (found,) = (table for table in self.tables if table[0][:2] == [first_header, second_header])
-        header, *rows = found
+        return self.all_tables(first_header, second_header)[0]
+
+    def all_tables(self, first_header: str, second_header: str) -> list[list[dict[str, str]]]:
+        """The same of every such table, in the order of the page."""
+        found = [table for table in self.tables if table and table[0][:2] == [first_header, second_header]]
+        assert found, f"no table begins with {first_header}, {second_header}"
+        return [self._by_header(table) for table in found]
+
+    @staticmethod
+    def _by_header(table: list[list[str]]) -> list[dict[str, str]]:
+        header, *rows = table
         filled, first = [], ""
         for row in rows:
             first, rest = (row[0], row[1:]) if len(row) == len(header) else (first, row)
@@ -90,9 +101,13 @@ class Page(HTMLParser):
             self._term = inside
         if tag == "dd":
             self.terms.setdefault(self._term, inside)  # the list of words at the end repeats some
+        if tag == "figcaption":
+            self.captions.append(inside)
+        if tag in ("h1", "h2", "h3", "h4", "h5"):
+            self.headings.append((int(tag[1]), inside))
         if attributes.get("class") == "sentence":
             self.advice.append(inside)
-        if tag in ("p", "td", "th", "dt", "dd", "li", "h1", "h2", "h3", "code", "figcaption"):
+        if tag in ("p", "td", "th", "dt", "dd", "li", "h1", "h2", "h3", "h4", "code", "figcaption"):
             self._pieces.append(" ")
 
     def handle_data(self, data: str) -> None:

@@ -31,14 +31,14 @@ class Drawing:
             if f"fill: {colour.lower()}" in use.attrib.get("style", "").lower()
         ]
 
-    def lines(self, colour: str) -> list[list[tuple[float, float]]]:
-        """The points of every line drawn in `colour`, one list per unbroken piece."""
+    def lines(self, colour: str, is_dashed: bool | None = None) -> list[list[tuple[float, float]]]:
+        """The points of every line drawn in `colour`, one list per unbroken piece; only dashed ones, or none."""
         pieces = []
         for path in self.root.iter(f"{SVG}path"):
-            if (
-                f"stroke: {colour.lower()}" not in path.attrib.get("style", "").lower()
-                or "clip-path" not in path.attrib
-            ):
+            style = path.attrib.get("style", "").lower()
+            if f"stroke: {colour.lower()}" not in style or "clip-path" not in path.attrib:
+                continue
+            if is_dashed is not None and ("dasharray" in style) != is_dashed:
                 continue
             for piece in path.attrib["d"].split("M")[1:]:
                 numbers = [float(number) for number in re.findall(r"-?\d+\.?\d*", piece)]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from batchfree.errors import RecordError
+from batchfree.errors import ArgumentError, RecordError
 from batchfree.report import build_report
+from tests.report.page import Page
 from tests.report.sample_study import SampleStudy
 
 FILES = ["figures/error-vs-norm-batch.svg", "figures/validation-curves.svg", "report.html", "results.csv"]
@@ -59,6 +61,60 @@ def test_a_study_without_cells_has_a_report(tmp_path: Path) -> None:
     build_report(out)
     assert sorted(written(out)) == FILES
     assert (out / "results.csv").read_text().count("\n") == 1
+
+
+def test_several_studies_are_one_page_one_table_and_a_folder_of_figures_each(tmp_path: Path) -> None:
+    first = study().write(tmp_path / "a")
+    second = SampleStudy(name="groups", title="How many groups?", figure="groups", axes=("groups",))
+    second.add("gn", None, {0: 9.0}, groups=8).write(tmp_path / "b")
+    to = tmp_path / "deep" / "report"
+    assert build_report(first, tmp_path / "b", to=to) == to / "report.html"
+    assert sorted(written(to)) == [
+        "figures/groups/error-vs-groups.svg",
+        "figures/groups/validation-curves.svg",
+        "figures/norm-batch/error-vs-norm-batch.svg",
+        "figures/norm-batch/validation-curves.svg",
+        "report.html",
+        "results.csv",
+    ]
+    before = written(to)
+    build_report(first, tmp_path / "b", to=to)
+    assert written(to) == before
+    assert written(first) == {}, "a report elsewhere leaves the study's folder alone"
+
+
+def test_studies_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    outs = [study().write(tmp_path / name) for name in ("one", "two")]
+    to = tmp_path / "report"
+    page = Page(build_report(*outs, to=to))
+    assert [text for level, text in page.headings if level == 2 and "norm batch?" in text] == [
+        f"Which normalisation at which norm batch? ({out})" for out in outs
+    ]
+    assert {path.parent.name for path in to.rglob("*.svg")} == {"norm-batch", "norm-batch-2"}
+    with open(to / "results.csv", newline="") as file:
+        assert {row["study"] for row in csv.DictReader(file)} == {f"norm-batch ({out})" for out in outs}
+
+
+def test_a_folder_given_twice_counts_once(tmp_path: Path) -> None:
+    out = study().write(tmp_path)
+    assert build_report(out, out / ".." / out.name) == out / "report.html"
+
+
+def test_several_studies_without_a_place_are_refused_with_what_to_pass(tmp_path: Path) -> None:
+    outs = [study().write(tmp_path / name) for name in ("one", "two")]
+    with pytest.raises(ArgumentError, match="to=FOLDER"):
+        build_report(*outs)
+    assert build_report(*outs, to=tmp_path / "report").exists()
+    with pytest.raises(ArgumentError, match="no folder was given"):
+        build_report()
+
+
+def test_a_name_from_outside_is_no_path(tmp_path: Path) -> None:
+    first = SampleStudy(name="../../escaped <x>", title="First").add("gn", None, {0: 9.0}).write(tmp_path / "a")
+    second = SampleStudy(name="...", title="Second").add("gn", None, {0: 9.0}).write(tmp_path / "b")
+    to = tmp_path / "report"
+    build_report(first, second, to=to)
+    assert sorted(path.name for path in (to / "figures").iterdir()) == ["escaped-x", "study"]
 
 
 def test_a_folder_without_a_study_is_refused_and_left_empty(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from batchfree.records import CellConfig
 from batchfree.report import build_report
+from tests.report.page import Page
 from tests.report.sample_study import SampleStudy, epochs
 from tests.report.svg import Drawing
 
@@ -91,3 +92,39 @@ def test_the_second_half_of_the_epochs_fills_the_panels(tmp_path: Path) -> None:
 def test_panels_without_an_epoch_say_so(tmp_path: Path) -> None:
     study = SampleStudy().add("bn", 32, {0: 10.0}).add("bn", 2, {0: "missing"})
     assert draw(study, tmp_path).labels.count("no epoch finished yet") == 1
+
+
+@pytest.mark.parametrize(
+    ("start", "middle", "said"),
+    [(60.0, 12.0, "what is above it in the first is cut"), (1.0, 12.0, "below"), (11.1, 11.0, "")],
+)
+def test_the_caption_says_what_is_cut(tmp_path: Path, start: float, middle: float, said: str) -> None:
+    study = SampleStudy().add("bn", 32, {0: 10.0})
+    three = [epochs(value, count=1, start=value)[0] for value in (start, middle, 10.0)]
+    numbered = [metrics.model_copy(update={"epoch": index + 1}) for index, metrics in enumerate(three)]
+    study.metrics[study.cells[0].cell_id] = numbered
+    caption = next(text for text in Page(build_report(study.write(tmp_path))).captions if text.startswith("Validation"))
+    assert (said in caption) if said else ("cut" not in caption)
+
+
+def test_other_axes_make_panels_and_the_norms_share_them(tmp_path: Path) -> None:
+    study = SampleStudy(axes=("norm", "zero_gamma"))
+    for zero_gamma, error in ((True, 10.0), (False, 11.0)):
+        study.add("bn", 32, {0: error}, zero_gamma=zero_gamma).add("gn", None, {0: error + 3}, zero_gamma=zero_gamma)
+    drawing = draw(study, tmp_path)
+    assert [label for label in drawing.labels if "gamma" in label] == ["last gamma 0", "last gamma 1"]
+    assert (len(drawing.marks(BN)), len(drawing.marks(GN))) == (2, 2)
+
+
+def test_a_study_of_curves_shows_training_loss_beside_validation_error(tmp_path: Path) -> None:
+    study = (
+        SampleStudy(name="norms", axes=("norm",), figure="curves").add("bn", 32, {0: 10.0}).add("gn", None, {0: 12.0})
+    )
+    build_report(study.write(tmp_path))
+    drawing = Drawing(tmp_path / "figures" / "training-and-validation-curves.svg")
+    assert {"training loss (nats)", "validation error (%)", "Wu &amp; He 2018, Table 1"} <= set(drawing.labels)
+    # The loss is 0.1 in every epoch: a level line; the error falls from 60.
+    loss, _, error, _ = drawing.lines(BN)
+    assert len({y for _, y in loss}) == 1
+    assert error[0][1] < error[-1][1]
+    assert not (tmp_path / "figures" / "validation-curves.svg").exists()

@@ -74,7 +74,7 @@ def test_the_paper_is_drawn_in_grey_with_its_source_and_the_words_different_data
     assert (batch_norm[0][1] - batch_norm[-1][1]) / (batch_norm[0][1] - group_norm[0][1]) == pytest.approx(
         (34.7 - 23.6) / (24.1 - 23.6), rel=1e-3
     )
-    assert "Different data: ResNet-50, ImageNet" in drawing.labels
+    assert {"Different data:", "ResNet-50, ImageNet"} <= set(drawing.labels)
     assert "Wu &amp; He 2018, Table 2" in drawing.labels
 
 
@@ -108,3 +108,28 @@ def test_labels_of_near_lines_do_not_overlap(tmp_path: Path) -> None:
     assert all(lower - upper > 8 for lower, upper in itertools.pairwise(heights)), heights
     # Moved apart around their middle; the one that stands free is on its line.
     assert drawing.height_of("IN 30.0") == pytest.approx(drawing.lines("#c79100")[0][0][1], abs=5)
+
+
+def test_recomputed_statistics_are_a_dashed_line_with_hollow_points(tmp_path: Path) -> None:
+    study = SampleStudy().add("bn", 32, {0: 10.0}, recomputed={0: 9.0}).add("bn", 2, {0: 20.0}, recomputed={0: 12.0})
+    drawing = draw(study, tmp_path)
+    (trained,), (recomputed,) = drawing.lines(BN, is_dashed=False), drawing.lines(BN, is_dashed=True)
+    heights = [y for _, y in trained]
+    assert [y for _, y in recomputed] == pytest.approx(
+        [heights[0] + (heights[0] - heights[1]) / 10, heights[0] - (heights[0] - heights[1]) / 5], abs=1e-2
+    )
+    assert len(drawing.marks(BN)) == 2
+    assert len(drawing.marks("#ffffff")) == 2
+    assert "BN, statistics recomputed" in drawing.labels
+
+
+def test_each_network_has_a_panel_of_its_own(tmp_path: Path) -> None:
+    study = SampleStudy(axes=("model", "norm", "norm_batch"))
+    for model, error in (("resnet20", 10.0), ("resnet56", 8.0)):
+        study.add("bn", 32, {0: error}, model=model).add("bn", 2, {0: error + 5}, model=model)
+    drawing = draw(study, tmp_path)
+    assert [label for label in drawing.labels if label.startswith("ResNet-") and "," not in label] == [
+        "ResNet-20",
+        "ResNet-56",
+    ]
+    assert [len(line) for line in drawing.lines(BN)] == [2, 2]

@@ -15,7 +15,8 @@ FIGURES = ("error-vs-norm-batch.svg", "validation-curves.svg")
 
 def study() -> SampleStudy:
     sample = SampleStudy().add("bn", 32, {0: 10.0, 1: 10.5}).add("bn", 2, {0: 20.0, 1: 21.0})
-    for norm in ("gn", "gn+ws", "ln", "in"):
+    sample.add("bn+ws", 32, {0: 10.0, 1: 10.5})
+    for norm in ("none", "gn", "gn+ws", "ln", "in"):
         sample.add(norm, None, {0: 12.0, 1: 12.5})
     return sample
 
@@ -46,6 +47,6 @@ def test_each_norm_has_a_colour_and_a_marker_of_its_own_in_the_legend(tmp_path: 
     for name in FIGURES:
         drawing = Drawing(tmp_path / "figures" / name)
         shapes = drawing.legend_marks()
-        assert len(shapes) == 5
-        assert len({colour for colour, _ in shapes}) == 5
-        assert len({shape for _, shape in shapes}) == 5
+        assert len(shapes) == 7
+        assert len({colour for colour, _ in shapes}) == 7
+        assert len({shape for _, shape in shapes}) == 7

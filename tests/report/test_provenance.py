@@ -16,7 +16,7 @@ def test_what_all_runs_share_is_said_once(tmp_path: Path) -> None:
     assert terms["Model"] == "resnet8"
     assert terms["Training images"] == "1,078"
     assert terms["Learning rate"] == "0.1, cosine schedule"
-    assert terms["Momentum and weight decay"] == "0.9 and 0.0001"
+    assert terms["Optimiser"] == "SGD, momentum 0.9, weight decay 0.0001"
     assert terms["SGD batch"] == "32"
     assert terms["Seeds"] == "0, 3"
     assert terms["Time of all runs together"] == "50 s"
@@ -30,6 +30,14 @@ def test_what_differs_between_norm_batches_names_them(tmp_path: Path) -> None:
     assert terms["Learning rate"] == "0.1, cosine schedule at norm batch 32; 0.025, cosine schedule at norm batch 8"
 
 
+def test_an_axis_lists_its_values(tmp_path: Path) -> None:
+    study = SampleStudy(axes=("norm", "groups", "model")).add("bn", 32, {0: 1.0})
+    study.add("gn", None, {0: 1.0}, groups=8).add("gn", None, {0: 1.0}, groups=4, model="resnet20")
+    terms = Page(build_report(study.write(tmp_path))).terms
+    assert terms["Groups asked for"] == "8; 4"
+    assert terms["Model"] == "resnet8; resnet20"
+
+
 def test_runs_from_two_machines_are_told(tmp_path: Path) -> None:
     study = SampleStudy().add("bn", 32, {0: 10.0, 1: 10.0, 2: 10.0})
     study.write(tmp_path)
@@ -37,6 +45,7 @@ def test_runs_from_two_machines_are_told(tmp_path: Path) -> None:
     write_record(tmp_path / "cells" / study.cells[1].cell_id / "environment.json", other)
     page = Page(build_report(tmp_path))
     assert "The runs were made in 2 environments." in page.text
+    assert [row["Environment"] for row in page.table("Arm", "Seed")] == ["1", "2", "1"]
     assert "Some Processor (AVX512) (2 runs)" in page.terms["Environment"]
     assert "Another Processor (AVX512) (1 run)" in page.terms["Environment"]
 

@@ -39,7 +39,8 @@ def test_each_arm_has_its_norm_and_no_other(cell: CellConfig, digits: ImageData)
     assert counts["ln"] == (1,) * 7
     assert counts["gn"] == counts["gn+ws"] == (1, 1, 1, 2, 2, 4, 4)  # 16 channels per group
     assert counts["in"] == (16, 16, 16, 32, 32, 64, 64)
-    for norm, kind in (("gn+ws", GroupNorm), ("bn+ws", nn.BatchNorm2d)):
+    kinds: dict[Norm, type[nn.Module]] = {"gn+ws": GroupNorm, "bn+ws": nn.BatchNorm2d}
+    for norm, kind in kinds.items():
         standardized = build_network(arm(cell, norm), digits)
         assert all(isinstance(module, WSConv2d) for module in standardized.modules() if isinstance(module, nn.Conv2d))
         assert sum(isinstance(module, kind) for module in standardized.modules()) == 7
@@ -100,5 +101,7 @@ def test_grey_images_are_repeated_for_a_network_of_three_channels(cell: CellConf
     larger = load_data("digits", image_size=32).take(16)
     images = NetworkImages(colour, larger).training(slice(4))
     assert images.shape == (4, 3, 32, 32)
+    pixels = larger.train_images.double()
+    assert torch.allclose(images[:, :1].double(), (pixels[:4] - pixels.mean()) / pixels.std(correction=0), atol=1e-5)
     assert torch.equal(images[:, 0], images[:, 2])
     assert build_network(colour, larger).eval()(images).shape == (4, 10)

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+from timm.layers.norm_act import GroupNormAct
+from timm.layers.std_conv import StdConv2d
 from timm.models.resnetv2 import ResNetV2
 from torch import nn
 
@@ -14,16 +18,14 @@ from tests.closeness import assert_close
 @pytest.fixture
 def network() -> nn.Module:
     """Big Transfer's network, one block to a stage, with random gammas and betas."""
-    from timm.layers import GroupNormAct, StdConv2d
-
     torch.manual_seed(0)
     network = ResNetV2(
-        layers=(1, 1, 1, 1),
+        layers=[1, 1, 1, 1],
         channels=(128, 128, 128, 256),
         num_classes=5,
         stem_type="fixed",
         stem_chs=32,
-        conv_layer=lambda *args, **kwargs: StdConv2d(*args, eps=1e-8, **kwargs),
+        conv_layer=partial(StdConv2d, eps=1e-8),
         norm_layer=GroupNormAct,
     )
     for module in network.modules():

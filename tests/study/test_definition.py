@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomllib
 
 from batchfree.errors import StudyError
 from batchfree.records import CellConfig
@@ -41,7 +41,7 @@ def test_the_papers_protocol_ties_sgd_batch_and_learning_rate_to_the_norm_batch(
 
 def test_the_learning_rate_follows_the_sgd_batch_unless_it_is_given() -> None:
     assert {cell.learning_rate for cell in cells_of("norms", sgd_batch=64, norm_batch=64)} == {0.2}
-    given = {"learning_rate": 0.05, "learning_rate_scale": "none"}
+    given: dict[str, Any] = {"learning_rate": 0.05, "learning_rate_scale": "none"}
     assert {cell.learning_rate for cell in cells_of("norms", sgd_batch=64, norm_batch=64, **given)} == {0.05}
 
 
@@ -134,6 +134,7 @@ def test_a_weights_file_is_known_by_its_content(tmp_path: Path) -> None:
         ({"image_size": -1}, "image_size = -1"),
         ({"train_images": 0}, "train_images = 0"),
         ({"sgd_batch": 256, "norm_batch": [32]}, "more than the 160 training images"),
+        ({"schedule": "bit", "epochs": 101}, "500 steps. Pass --epochs 100 or fewer"),
         ({"workers": 3}, "does not split over 3 workers"),
         ({"groups": 4, "channels_per_group": 4}, "Leave one out"),
         ({"optimiser": "adam"}, "Did you mean optimizer"),

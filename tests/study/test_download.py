@@ -106,7 +106,7 @@ def test_fashion_mnist_goes_to_the_cache_where_no_place_is_named(
     monkeypatch.setitem(SOURCES, "fashion-mnist", site.source(SOURCES["fashion-mnist"]))
     monkeypatch.setattr("batchfree.study._data.FASHION_MNIST_FOLDER", tmp_path / "no-debian")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with pytest.raises(DataError, match=r"--download.*Debian package dataset-fashion-mnist"):
+    with pytest.raises(DataError, match=r"--download.*apt-get install dataset-fashion-mnist"):
         load_data("fashion-mnist")
     assert len(load_data("fashion-mnist", download=True).train_images) == 30
     assert (tmp_path / "cache" / "batchfree" / "fashion-mnist" / "train-labels-idx1-ubyte.gz").exists()

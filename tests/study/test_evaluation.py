@@ -53,11 +53,12 @@ def test_recomputed_statistics_are_the_mean_over_large_batches_and_go_away_again
     assert isinstance(ghosted, nn.Sequential)
     with recomputed_statistics(ghosted, images):  # batches of 100; the rest of 50 is left out
         inputs = ghosted[0](images[:200]).double().reshape(2, 100, 8, -1)
-        mean = ghosted[1].running_mean.double()
-        variance = ghosted[1].running_var.double()
-        assert torch.allclose(mean, inputs.mean(dim=(0, 1, 3)), rtol=1e-5)
+        running_mean, running_var = ghosted[1].running_mean, ghosted[1].running_var
+        assert isinstance(running_mean, Tensor)
+        assert isinstance(running_var, Tensor)
+        assert torch.allclose(running_mean.double(), inputs.mean(dim=(0, 1, 3)), rtol=1e-5)
         expected = inputs.transpose(1, 2).flatten(2).var(dim=2).mean(dim=0)
-        assert torch.allclose(variance, expected, rtol=1e-5)
+        assert torch.allclose(running_var.double(), expected, rtol=1e-5)
     after = dict(ghosted.named_buffers())
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert {module.norm_batch for module in ghosted.modules() if hasattr(module, "norm_batch")} == {2}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,7 +22,7 @@ def report(
 
 def export(
     out: Annotated[Path, typer.Argument(help="The --out folder of a study.", metavar="DIR")],
-    to: Annotated[str, typer.Option(help="csv, parquet, tensorboard or mlflow.")],
+    to: Annotated[Literal["csv", "parquet", "tensorboard", "mlflow"], typer.Option(help="For which tool.")],
     destination: Annotated[Path | None, typer.Option(help="[default: beside the study's files]")] = None,
 ) -> None:
     """Write a study's runs and epochs for another tool."""

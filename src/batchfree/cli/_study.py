@@ -53,7 +53,7 @@ MemoryLimit = Annotated[str | None, typer.Option(help="Of one run, for instance 
 @study_app.command()
 def run(
     study: Annotated[str, typer.Argument(help="A built-in study's name, or a TOML file.")],
-    preset: Annotated[str | None, typer.Option(help="small: two cores, half an hour; paper: the paper's.")] = None,
+    preset: Annotated[str | None, typer.Option(help="small: minutes on two cores; paper: the paper's.")] = None,
     protocol: Annotated[str | None, typer.Option(help="How batch sizes and learning rate hang together.")] = None,
     data: Annotated[
         str | None, typer.Option(help="digits, fashion-mnist, cifar10, pets, or a folder of class folders.")
@@ -63,6 +63,7 @@ def run(
     download: Annotated[bool, typer.Option("--download", help="Fetch data that is not there.")] = False,
     image_size: Annotated[int | None, typer.Option(help="Side of the images, in pixels.")] = None,
     train_images: Annotated[int | None, typer.Option(help="How many training images. [default: all]")] = None,
+    validation_images: Annotated[int | None, typer.Option(help="How many validation images. [default: all]")] = None,
     augment: Annotated[str | None, typer.Option(help="none, crop-flip, resized-crop or blog.")] = None,
     model: Annotated[
         str | None, typer.Option(help="resnet8 ... resnet56, vgg16-small, torchvision:NAME or timm:NAME; by commas.")
@@ -113,6 +114,7 @@ def run(
             "split": split,
             "image_size": image_size,
             "train_images": train_images,
+            "validation_images": validation_images,
             "augment": augment,
             "model": model,
             "weights": weights,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from batchfree.errors import ArgumentError, GroupError
 from batchfree.groups import check_values_per_group, resolve_num_groups
 
-__all__ = ["Channels", "check_epsilon", "check_groups", "find_channels", "resolve_groups"]
+__all__ = ["Channels", "check_epsilon", "check_groups", "find_channels", "known_sizes", "resolve_groups"]
 
 
 class Channels(NamedTuple):
@@ -17,6 +17,14 @@ class Channels(NamedTuple):
     first: int
     last: int
     size: int
+
+
+def known_sizes(tensor: Any) -> list[Any]:
+    """The sizes of `tensor` as whole numbers, `None` or a backend's symbol where one is not known.
+
+    While torch traces, which Keras's ONNX export does, each size is itself a tensor.
+    """
+    return [int(size) if hasattr(size, "item") else size for size in tensor.shape]
 
 
 def find_channels(axis: int | Sequence[int], shape: Sequence[int | None]) -> Channels:

@@ -19,7 +19,7 @@ import keras
 from keras import ops
 
 from batchfree.errors import ArgumentError
-from batchfree.keras._channels import Channels, check_epsilon, find_channels, resolve_groups
+from batchfree.keras._channels import Channels, check_epsilon, find_channels, known_sizes, resolve_groups
 
 __all__ = ["group_norm"]
 
@@ -77,8 +77,9 @@ def group_norm(
     """
     x = ops.convert_to_tensor(x)
     check_epsilon(epsilon)
-    channels = find_channels(axis, x.shape)
-    split = _Split(channels, resolve_groups(channels, x.shape, groups), float(epsilon))
+    shape = known_sizes(x)
+    channels = find_channels(axis, shape)
+    split = _Split(channels, resolve_groups(channels, shape, groups), float(epsilon))
     gamma, beta = (None if values is None else ops.convert_to_tensor(values) for values in (gamma, beta))
     normalized = _runner()(split, x, gamma, beta, _full_mask(mask, x, channels))
     return ops.cast(keras.activations.get(activation)(normalized), x.dtype)

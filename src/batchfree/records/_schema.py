@@ -100,6 +100,7 @@ class CellConfig(Record):
     data_dir: str | None = None  # where the files of a named data set lie
     split: str | None = None  # of a data set that has several
     train_images: PositiveInt
+    validation_images: PositiveInt
     image_size: PositiveInt | None = None  # side in pixels; None: as the data set has it
     seed: NonNegativeInt
     threads: PositiveInt = 1

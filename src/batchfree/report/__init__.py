@@ -1,20 +1,20 @@
-"""A finished or half-finished study as a page, a table and figures; needs no framework.
+"""Finished or half-finished studies as one page, a table and figures; needs no framework.
 
 `build_report` writes them. The rest is what the page is computed from, for whoever wants the numbers:
-`advise(gather_arms(cells))` with the cells of `batchfree.records.read_study`.
+`compare(gather_arms(study, cells), comparison)` with what `batchfree.records.read_study` gives.
 """
 
-from batchfree.report._advice import Advice, Choice, advise
-from batchfree.report._arms import Arm, Arms, gather_arms
-from batchfree.report._build import build_report
-from batchfree.report._published import PublishedCurve, published_curves
-from batchfree.report._results_csv import results_csv
-from batchfree.report._statistics import (
-    Difference,
-    batch_norm_changes,
-    differences_from_batch_norm,
-    student_interval,
-)
+from batchfree.errors import require as _require
+
+_require("matplotlib", "study")
+
+from batchfree.report._advice import Advice, Choice, advise  # noqa: E402 (after the check for the extra)
+from batchfree.report._arms import Arm, Arms, gather_arms  # noqa: E402
+from batchfree.report._build import build_report  # noqa: E402
+from batchfree.report._comparison import Difference, compare  # noqa: E402
+from batchfree.report._published import Exhibit, PublishedSeries, published_exhibits  # noqa: E402
+from batchfree.report._results_csv import results_csv  # noqa: E402
+from batchfree.report._statistics import holm, paired_p_value, student_interval  # noqa: E402
 
 __all__ = [
     "Advice",
@@ -22,13 +22,15 @@ __all__ = [
     "Arms",
     "Choice",
     "Difference",
-    "PublishedCurve",
+    "Exhibit",
+    "PublishedSeries",
     "advise",
-    "batch_norm_changes",
     "build_report",
-    "differences_from_batch_norm",
+    "compare",
     "gather_arms",
-    "published_curves",
+    "holm",
+    "paired_p_value",
+    "published_exhibits",
     "results_csv",
     "student_interval",
 ]

@@ -1,4 +1,4 @@
-"""Two sentences of advice, and the rule they follow from the table of differences by."""
+"""What the study of the norm batch advises, and the rule by which that follows from its differences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 from batchfree.records import BATCH_FREE_NORMS, Norm
 from batchfree.report._arms import LOST, Arm, Arms
-from batchfree.report._statistics import Difference, Verdict, batch_norm_changes, paired_difference
+from batchfree.report._comparison import AGAINST_BATCH_NORM, AGAINST_ITSELF, Difference, Verdict, compare
 from batchfree.report._wording import LONG_NAMES, enumerated, magnitude, percent, plural, points, signed_points
 
 __all__ = ["ADVICE_RULE", "Advice", "Choice", "advise"]
@@ -36,33 +36,41 @@ class Choice:
 
 @dataclass(frozen=True)
 class Advice:
-    """One choice per norm batch of Batch Norm, largest first, and the two sentences that say them."""
+    """One choice per norm batch of Batch Norm, largest first, and the sentences that say them."""
 
     choices: tuple[Choice, ...]
-    sentences: tuple[str, str]
+    sentences: tuple[str, ...]
 
 
 def advise(arms: Arms) -> Advice:
-    """What the study says, by `ADVICE_RULE`: first what Batch Norm does, then which arm to use where."""
-    choices = tuple(_choose(arms, norm_batch, batch_norm) for norm_batch, batch_norm in arms.batch_norm.items())
-    return Advice(choices, (_batch_norm_sentence(arms), _choice_sentence(arms, choices)))
+    """What the study says, by `ADVICE_RULE`: what Batch Norm does, then which arm to use where.
+
+    A third sentence, where runs were also evaluated with statistics recomputed, says what that changes.
+
+    Args:
+        arms: differ in norm and norm batch only.
+    """
+    differences = compare(arms, AGAINST_BATCH_NORM)
+    choices = tuple(_choose(batch_norm, differences) for batch_norm in arms.batch_norm.values())
+    sentences = (_batch_norm_sentence(arms), _choice_sentence(arms, choices), _recomputed_sentence(differences))
+    return Advice(choices, tuple(filter(None, sentences)))
 
 
-def _choose(arms: Arms, norm_batch: int, batch_norm: Arm) -> Choice:
-    rivals = [arm for norm in BATCH_FREE_NORMS if (arm := arms.at(norm, norm_batch)) is not None]
-    differences = {rival.norm: paired_difference(rival, batch_norm, norm_batch) for rival in rivals}
-    better = [rival for rival in rivals if differences[rival.norm].verdict == "better"]
+def _choose(batch_norm: Arm, differences: Sequence[Difference]) -> Choice:
+    norm_batch = batch_norm.norm_batch or 0
+    rows = [d for d in differences if d.reference is batch_norm and d.arm.norm in BATCH_FREE_NORMS]
+    better = [row for row in rows if row.verdict == "better"]
     # An arm that lost its hard seeds would win by their absence.
-    passed_over = tuple(rival.norm for rival in better if rival.seeds(*LOST))
-    safe = [differences[rival.norm] for rival in better if rival.norm not in passed_over]
+    passed_over = tuple(row.arm.norm for row in better if row.arm.seeds(*LOST))
+    safe = [row for row in better if row.arm.norm not in passed_over]
     if safe:
         best = min(safe, key=lambda difference: difference.mean or 0.0)
-        return Choice(norm_batch, best.norm, "resolved better", best.mean, passed_over)
+        return Choice(norm_batch, best.arm.norm, "resolved better", best.mean, passed_over)
     if len(batch_norm.seeds("diverged")) == len(batch_norm.cells):
-        finisher = _lowest(rival for rival in rivals if len(rival.errors) == len(rival.cells))
+        finisher = _lowest(row.arm for row in rows if len(row.arm.errors) == len(row.arm.cells))
         if finisher is not None:
             return Choice(norm_batch, finisher.norm, "Batch Norm diverged")
-    has_pairs = any(len(difference.seeds) >= 2 for difference in differences.values())
+    has_pairs = any(len(row.seeds) >= 2 for row in rows)
     if has_pairs and len(batch_norm.errors) == len(batch_norm.cells):
         return Choice(norm_batch, "bn", "none resolved better", None, passed_over)
     return Choice(norm_batch, None, "too little finished", None, passed_over)
@@ -77,13 +85,13 @@ def _batch_norm_sentence(arms: Arms) -> str:
     if not arms.batch_norm:
         return "This study has no Batch Norm runs, so it cannot say what a small norm batch costs."
     largest = next(iter(arms.batch_norm))
-    changes = batch_norm_changes(arms)
+    changes = [change for change in compare(arms, AGAINST_ITSELF) if not change.arm.is_recomputed]
     if not changes:
         start = f"Batch Norm ran at norm batch {largest} only, so this study cannot say what a smaller one costs"
     elif all(change.verdict == "too few seeds" for change in changes):
         start = _unresolvable_change(arms)
     else:
-        start = _change(changes, largest, arms.protocol == "paper")
+        start = _change(changes, largest, _tied(arms))
     lost = _lost_runs(arms.batch_norm.values())
     return f"{start}; {lost}." if lost else f"{start}."
 
@@ -99,11 +107,16 @@ def _unresolvable_change(arms: Arms) -> str:
     )
 
 
-def _change(changes: Sequence[Difference], largest: int, is_paper: bool) -> str:
+def _tied(arms: Arms) -> str:
+    names = [axis.replace("_", " ").replace("sgd", "SGD") for axis in arms.tied]
+    verb = "changes" if len(names) == 1 else "change"
+    return f" ({enumerated(names)} {verb} with it)" if names else ""
+
+
+def _change(changes: Sequence[Difference], largest: int, tied: str) -> str:
     def at(verdict: Verdict) -> list[Difference]:
         return [change for change in changes if change.verdict == verdict]
 
-    tied = " (SGD batch and learning rate change with it)" if is_paper else ""
     worse, better = at("worse"), at("better")
     unresolved, untested = at("not resolved"), at("too few seeds")
     parts = [_amount(change, is_first=change is (worse + better)[0]) for change in worse + better]
@@ -111,7 +124,7 @@ def _change(changes: Sequence[Difference], largest: int, is_paper: bool) -> str:
         parts.append(f"not resolved from it at {_norm_batches(unresolved)}")
     skipped = f"; too few seeds finished to compare at {_norm_batches(untested)}" if untested else ""
     if not parts:
-        sizes = enumerated([f"{signed_points(change.mean)} points at {change.norm_batch}" for change in unresolved])
+        sizes = enumerated([f"{signed_points(change.mean)} points at {change.arm.norm_batch}" for change in unresolved])
         text = f"No change of Batch Norm's error from norm batch {largest} to a smaller one{tied} is resolved"
         return f"{text} (mean change {sizes}){skipped}"
     # A trend is claimed only where it holds at the small end and nothing speaks against it.
@@ -123,7 +136,7 @@ def _change(changes: Sequence[Difference], largest: int, is_paper: bool) -> str:
 
 
 def _norm_batches(changes: Sequence[Difference]) -> str:
-    return enumerated([change.norm_batch for change in changes])
+    return enumerated([change.arm.norm_batch for change in changes])
 
 
 def _amount(change: Difference, is_first: bool) -> str:
@@ -131,7 +144,7 @@ def _amount(change: Difference, is_first: bool) -> str:
     near, far = (magnitude(end) for end in sorted(change.interval or (), key=abs))
     word = "higher" if change.verdict == "worse" else "lower"
     label = "95\u00a0% interval " if is_first else ""
-    return f"{points(change.mean)} {word} at {change.norm_batch} ({label}{near} to {far})"
+    return f"{points(change.mean)} {word} at {change.arm.norm_batch} ({label}{near} to {far})"
 
 
 def _lost_runs(arms: Iterable[Arm]) -> str:
@@ -146,9 +159,9 @@ def _lost_runs(arms: Iterable[Arm]) -> str:
 
 
 def _choice_sentence(arms: Arms, choices: Sequence[Choice]) -> str:
-    if not any(arm.norm != "bn" for arm in arms.all):
+    if not any(arm.norm in BATCH_FREE_NORMS for arm in arms.all):
         return "No batch-free norm is in this study, so there is nothing to use instead."
-    best = _lowest(arm for arm in arms.all if arm.norm != "bn")
+    best = _lowest(arm for arm in arms.all if arm.norm in BATCH_FREE_NORMS)
     if not choices:
         return _without_batch_norm(best)
     kept = [choice.norm_batch for choice in choices if choice.norm == "bn"]
@@ -160,9 +173,10 @@ def _choice_sentence(arms: Arms, choices: Sequence[Choice]) -> str:
     if not clauses and not kept:
         return "There are too few finished runs to compare any arm with Batch Norm: run at least two seeds of each."
     if not clauses:
-        clauses = [f"{none} is resolved better than Batch Norm at norm batch {enumerated(kept)}, so keep it there"]
+        where = f"at norm batch {enumerated(kept)}"
+        clauses = [f"{none} is resolved better than Batch Norm {where}: nothing here argues against it there"]
     elif kept:
-        clauses.append(f"keep Batch Norm at {enumerated(kept)}, where {none} is resolved better")
+        clauses.append(f"at {enumerated(kept)} nothing argues against Batch Norm: {none} is resolved better")
     if unknown:
         clauses.append(f"at {enumerated(unknown)} too few runs finished to say")
     text = "; ".join(clauses)
@@ -194,4 +208,25 @@ def _without_batch_norm(best: Arm | None) -> str:
     return (
         f"The lowest mean error is that of {LONG_NAMES[best.norm]}{where} ({measured}), "
         "but without Batch Norm there is nothing to test it against."
+    )
+
+
+def _recomputed_sentence(differences: Sequence[Difference]) -> str:
+    """What of Batch Norm's error is evaluation; empty where nothing was evaluated twice."""
+    rows = [row for row in differences if row.arm.is_recomputed and row.arm.norm == "bn"]
+    if not rows:
+        return ""
+    start = "With Batch Norm's running statistics computed anew from training images after training"
+    resolved = [row for row in rows if row.verdict in ("better", "worse")]
+    if not resolved:
+        return f"{start}, no change of its error is resolved."
+    amounts = enumerated(
+        [
+            f"{points(row.mean)} {'lower' if row.verdict == 'better' else 'higher'} at norm batch {row.arm.norm_batch}"
+            for row in resolved
+        ]
+    )
+    is_gain = all(row.verdict == "better" for row in resolved)
+    return (
+        f"{start}, its error is resolved {amounts}{': so much of it is evaluation, not training' if is_gain else ''}."
     )

@@ -5,54 +5,83 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from batchfree.records import CellConfig, CellRecord, StudyRecord
+from batchfree.records import CellConfig, CellRecord, Environment, StudyRecord
 
-__all__ = ["environments", "provenance"]
+__all__ = ["environment_text", "environments", "provenance"]
 
 
 def provenance(study: StudyRecord, cells: Sequence[CellRecord]) -> list[tuple[str, str]]:
     """Terms and what they were in this study; a term whose value differs between runs says where it had which."""
     configs = study.cells
 
-    def values(read: Callable[[CellConfig], object]) -> str:
-        return _by_norm_batch(configs, read)
+    def values(read: Callable[[CellConfig], object], *axes: str) -> str:
+        return _by_norm_batch(configs, read, is_axis=any(axis in study.axes for axis in axes))
 
+    def images(c: CellConfig) -> str:
+        return f"{c.data}{f', split {c.split}' if c.split else ''} (SHA-256 {c.data_fingerprint[:12]}...)"
+
+    def start(c: CellConfig) -> str:
+        fingerprint = f" (SHA-256 {c.weights_fingerprint[:12]}...)" if c.weights_fingerprint else ""
+        return "from scratch" if c.weights is None else f"{c.weights}{fingerprint}"
+
+    grouped = [config for config in configs if config.norm in ("gn", "gn+ws")]
     seconds = sum(cell.cost.seconds for cell in cells if cell.cost is not None)
     return [
-        ("Model", values(lambda c: c.model)),
-        ("Data", values(lambda c: f"{c.data} (SHA-256 {c.data_fingerprint[:12]}...)")),
-        ("Training images", values(lambda c: f"{c.train_images:,}")),
-        ("Image side", values(lambda c: "as the data has it" if c.image_size is None else f"{c.image_size} pixels")),
-        ("Epochs", values(lambda c: c.epochs)),
-        ("Protocol", values(lambda c: _PROTOCOLS[c.protocol])),
-        ("SGD batch", values(lambda c: c.sgd_batch)),
-        ("Learning rate", values(lambda c: f"{c.learning_rate:g}, {c.schedule} schedule")),
-        ("Momentum and weight decay", values(lambda c: f"{c.momentum:g} and {c.weight_decay:g}")),
-        ("Groups asked for", values(lambda c: c.groups)),
+        ("Reproduces", study.reproduces or "no publication"),
+        ("Model", values(lambda c: c.model, "model")),
+        ("Weights", values(start, "weights")),
+        ("Data", values(images, "data", "split")),
+        ("Training images", values(lambda c: f"{c.train_images:,}", "train_images")),
+        ("Image side", values(_image_side, "image_size")),
+        ("Augmentation", values(lambda c: c.augment, "augment")),
+        ("Epochs", values(lambda c: c.epochs, "epochs")),
+        ("Protocol", values(lambda c: c.protocol or "none named", "protocol")),
+        ("SGD batch", values(_sgd_batch, "sgd_batch", "workers")),
+        ("Optimiser", values(_optimizer, "optimizer", "momentum", "weight_decay")),
+        ("Learning rate", values(lambda c: f"{c.learning_rate:g}, {c.schedule} schedule", "learning_rate", "schedule")),
+        ("Groups asked for", _by_norm_batch(grouped, _groups, is_axis=True) or "none"),
+        ("Last gamma of each block", values(lambda c: _GAMMA[c.zero_gamma], "zero_gamma")),
         ("Seeds", ", ".join(map(str, sorted({c.seed for c in configs})))),
-        ("Threads per run", values(lambda c: c.threads)),
+        ("Device and threads per run", values(lambda c: f"{c.device}, {c.threads}", "device", "threads")),
         ("Time of all runs together", f"{seconds:,.0f} s"),
     ]
 
 
 def environments(cells: Sequence[CellRecord]) -> list[tuple[str, int]]:
     """Every environment that runs were made in, with how many; more than one is worth knowing before comparing."""
-    return Counter(
+    return Counter(environment_text(cell.environment) for cell in cells if cell.environment is not None).most_common()
+
+
+def environment_text(e: Environment) -> str:
+    """Versions and machine in one line."""
+    return (
         f"Python {e.python}, torch {e.torch}, NumPy {e.numpy}, batchfree {e.batchfree}; {e.platform}; "
         f"{e.processor} ({e.cpu_capability})"
-        for cell in cells
-        if (e := cell.environment) is not None
-    ).most_common()
+    )
 
 
-_PROTOCOLS = {
-    "fixed-sgd": "fixed-sgd: SGD batch and learning rate stay the same while the norm batch changes",
-    "paper": "paper: SGD batch 8N and learning rate 0.1 * N / 32 follow the norm batch N, as Wu & He did",
-}
+_GAMMA = {None: "as the network has it", True: "0", False: "1"}
 
 
-def _by_norm_batch(configs: Sequence[CellConfig], read: Callable[[CellConfig], object]) -> str:
-    """The one value that all runs share, or each value with the norm batches it belongs to."""
+def _image_side(config: CellConfig) -> str:
+    return "as the data has it" if config.image_size is None else f"{config.image_size} pixels"
+
+
+def _sgd_batch(config: CellConfig) -> str:
+    return f"{config.sgd_batch}{f' over {config.workers} workers' if config.workers > 1 else ''}"
+
+
+def _optimizer(config: CellConfig) -> str:
+    name = f"SGD, momentum {config.momentum:g}" if config.optimizer == "sgd" else "Adam"
+    return f"{name}, weight decay {config.weight_decay:g}"
+
+
+def _groups(config: CellConfig) -> str:
+    return str(config.groups) if config.channels_per_group is None else f"{config.channels_per_group} channels each"
+
+
+def _by_norm_batch(configs: Sequence[CellConfig], read: Callable[[CellConfig], object], *, is_axis: bool) -> str:
+    """The one value that all runs share, or every value; of what is no axis, each with its norm batches."""
     found: dict[str, list[str]] = {}
     for config in configs:
         where = "any" if config.norm_batch is None else str(config.norm_batch)
@@ -61,4 +90,6 @@ def _by_norm_batch(configs: Sequence[CellConfig], read: Callable[[CellConfig], o
             norm_batches.append(where)
     if len(found) <= 1:
         return next(iter(found), "")
+    if is_axis:
+        return "; ".join(found)
     return "; ".join(f"{value} at norm batch {', '.join(where)}" for value, where in found.items())

@@ -1,42 +1,64 @@
-"""results.csv: one row per cell, for whoever wants to compute with the study."""
+"""results.csv: one row per cell, for whoever wants to compute with the studies."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from batchfree.records import CellRecord, CellResult
 from batchfree.report._arms import cell_state
 
 __all__ = ["COLUMNS", "distinct_groups", "results_csv"]
 
-COLUMNS = (
-    "study",
+#: Fields of the configuration that are numbers or names of the study's own, never paths.
+CONFIG = (
     "norm",
     "norm_batch",
     "sgd_batch",
     "groups",
+    "channels_per_group",
+    "zero_gamma",
+    "optimizer",
+    "learning_rate",
+    "epochs",
+    "train_images",
     "seed",
-    "status",
+)
+RESULT = (
     "error_percent",
-    "final",
-    "best",
-    "loss",
-    "seconds",
+    "final_error_percent",
+    "best_error_percent",
+    "recomputed_error_percent",
+    "validation_loss",
+)
+COLUMNS = (
+    "study",
+    "cell_id",
+    "model",
+    *CONFIG,
     "threads",
+    "status",
+    *RESULT,
+    "groups_used",
+    "seconds",
+    "seconds_per_step",
+    "peak_memory_bytes",
 )
 
 
-def results_csv(cells: Sequence[CellRecord]) -> str:
-    """The table as text: a header, then a row per cell in the study's order; a field without a value is empty.
+def results_csv(studies: Mapping[str, Sequence[CellRecord]]) -> str:
+    """The table as text: a header, then a row per cell in the studies' order; a field without a value is empty.
 
     Free text (reasons, paths) stays out of it, so that no reader has to guess about quotes and line ends.
+
+    Args:
+        studies: the cells of each study by its name.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows(_row(cell) for cell in cells)
+    writer.writerows(_row(name, cell) for name, cells in studies.items() for cell in cells)
     return text.getvalue()
 
 
@@ -45,21 +67,17 @@ def distinct_groups(result: CellResult | None) -> str:
     return "" if result is None else "/".join(map(str, dict.fromkeys(result.num_groups)))
 
 
-def _row(cell: CellRecord) -> list[object]:
+def _row(study: str, cell: CellRecord) -> list[object]:
     """The csv module writes `None` as an empty field and floats with every digit."""
-    config, result = cell.config, cell.result
+    config, result, cost = cell.config, cell.result, cell.cost
     return [
-        config.study,
-        config.norm,
-        config.norm_batch,
-        config.sgd_batch,
-        distinct_groups(result),
-        config.seed,
-        cell_state(cell),
-        result.error_percent if result else None,
-        result.final_error_percent if result else None,
-        result.best_error_percent if result else None,
-        result.validation_loss if result else None,
-        cell.cost.seconds if cell.cost else None,
+        study,
+        config.cell_id,
+        config.model,
+        *(getattr(config, name) for name in CONFIG),
         config.threads,
+        cell_state(cell),
+        *(getattr(result, name) if result else None for name in RESULT),
+        distinct_groups(result),
+        *((cost.seconds, cost.seconds_per_step, cost.peak_memory_bytes) if cost else (None, None, None)),
     ]

@@ -3,41 +3,136 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+from typing import TypeAlias
 
-from batchfree.records import Norm
+from batchfree.records import CellConfig, Norm
 
 __all__ = [
+    "LABEL_ORDER",
     "LONG_NAMES",
     "MEANINGS",
     "SHORT_NAMES",
+    "AxisValue",
+    "arm_label",
+    "axis_words",
     "enumerated",
     "magnitude",
+    "model_name",
+    "p_value",
     "percent",
     "plain_number",
     "plural",
     "points",
+    "setting_label",
     "signed_points",
 ]
 
-SHORT_NAMES: dict[Norm, str] = {"bn": "BN", "gn": "GN", "gn+ws": "GN+WS", "ln": "LN", "in": "IN"}
+#: A value of one of a configuration's fields.
+AxisValue: TypeAlias = str | int | float | bool | None
+
+SHORT_NAMES: dict[Norm, str] = {
+    "none": "no norm",
+    "bn": "BN",
+    "bn+ws": "BN+WS",
+    "gn": "GN",
+    "gn+ws": "GN+WS",
+    "ln": "LN",
+    "in": "IN",
+}
 LONG_NAMES: dict[Norm, str] = {
+    "none": "no normalisation",
     "bn": "Batch Norm",
+    "bn+ws": "Batch Norm with Weight Standardization (BN+WS)",
     "gn": "Group Norm (GN)",
     "gn+ws": "Group Norm with Weight Standardization (GN+WS)",
     "ln": "Layer Norm (LN)",
     "in": "Instance Norm (IN)",
 }
 
+_WS = "with Weight Standardization of the convolutions before it: each filter has mean 0 and deviation 1."
 #: What a norm normalises by, for the page's list of words.
 MEANINGS: dict[Norm, str] = {
+    "none": "The same network without any normalisation.",
     "bn": "Batch Norm: each channel by its statistics over the images of the norm batch and all positions.",
+    "bn+ws": f"Batch Norm, {_WS}",
     "gn": "Group Norm: each image by itself, in groups of channels.",
-    "gn+ws": "Group Norm, with Weight Standardization of the convolutions before it: each filter has mean 0 and "
-    "deviation 1.",
+    "gn+ws": f"Group Norm, {_WS}",
     "ln": "Layer Norm: Group Norm with all channels in one group.",
     "in": "Instance Norm: Group Norm with each channel a group of its own.",
 }
+
+#: In which order a label says an arm's axes; others follow as the study lists them.
+LABEL_ORDER = ("model", "weights", "norm", "groups", "channels_per_group", "norm_batch")
+
+
+def arm_label(config: CellConfig, axes: Sequence[str], *, is_recomputed: bool = False) -> str:
+    """What an arm is: its norm, and its values in the `axes` that vary.
+
+    Args:
+        is_recomputed: it is evaluated with Batch Norm's statistics computed anew.
+    """
+    parts = []
+    for axis in dict.fromkeys([*(axis for axis in LABEL_ORDER if axis in axes or axis == "norm"), *axes]):
+        if axis == "norm":
+            parts.append(SHORT_NAMES[config.norm] + (", statistics recomputed" if is_recomputed else ""))
+        elif _is_said(config, axis):
+            parts.append(axis_words(axis, getattr(config, axis)))
+    return ", ".join(parts)
+
+
+def setting_label(config: CellConfig, axes: Sequence[str]) -> str:
+    """The values in `axes` without the norm: what a panel's arms share. Empty where none of them says anything."""
+    named = [axis for axis in LABEL_ORDER if axis in axes]
+    return ", ".join(
+        axis_words(axis, getattr(config, axis))
+        for axis in dict.fromkeys([*named, *axes])
+        if axis != "norm" and _is_said(config, axis)
+    )
+
+
+def _is_said(config: CellConfig, axis: str) -> bool:
+    if axis == "groups":
+        return config.norm in ("gn", "gn+ws") and config.channels_per_group is None
+    return axis not in ("norm_batch", "channels_per_group") or getattr(config, axis) is not None
+
+
+def axis_words(axis: str, value: AxisValue) -> str:
+    """A value of an axis in words.
+
+    >>> axis_words("norm_batch", 8), axis_words("groups", 1), axis_words("zero_gamma", True)
+    ('norm batch 8', '1 group', 'last gamma 0')
+    >>> axis_words("learning_rate", 0.001), axis_words("optimizer", "adam"), axis_words("image_size", None)
+    ('learning rate 0.001', 'Adam', 'image size default')
+    """
+    if axis == "model":
+        return model_name(str(value))
+    if axis == "groups":
+        return plural(value, "group") if isinstance(value, int) else "automatic groups"
+    if axis == "channels_per_group":
+        return f"{'1 channel' if value == 1 else f'{value} channels'} per group"
+    if axis == "weights":
+        return "from scratch" if value is None else "pretrained" if value == "pretrained" else f"weights {value}"
+    if axis == "zero_gamma":
+        return "last gamma as the network has it" if value is None else f"last gamma {0 if value else 1}"
+    if axis == "optimizer":
+        return {"sgd": "SGD", "adam": "Adam"}.get(str(value), str(value))
+    name = axis.replace("_", " ").replace("sgd", "SGD")
+    return f"{name} {f'{value:g}' if isinstance(value, float) else 'default' if value is None else value}"
+
+
+def model_name(model: str) -> str:
+    """A network as papers write it; as it was given where that is not known.
+
+    >>> model_name("resnet20"), model_name("torchvision:resnet50"), model_name("vgg16-small")
+    ('ResNet-20', 'ResNet-50', 'VGG-16 (small)')
+    """
+    found = re.fullmatch(r"(?:\w+:)?(resnet|vgg)(\d+)(?:_bn)?(-small)?", model)
+    if found is None:
+        return model
+    family = {"resnet": "ResNet", "vgg": "VGG"}[found[1]]
+    return f"{family}-{found[2]}{' (small)' if found[3] else ''}"
 
 
 def enumerated(words: Sequence[object]) -> str:
@@ -98,6 +193,17 @@ def signed_points(value: float | None) -> str:
     ('+0.50', '−12.3', '−0.00')
     """
     return "" if value is None else f"{'−' if value < 0 else '+'}{magnitude(value)}"
+
+
+def p_value(value: float | None) -> str:
+    """A probability with two digits that matter.
+
+    >>> p_value(0.0312), p_value(0.00004), p_value(1.0), p_value(None)
+    ('0.031', '< 0.001', '1.00', '')
+    """
+    if value is None:
+        return ""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
 
 
 def plain_number(value: float | None, decimals: int = 3) -> str:

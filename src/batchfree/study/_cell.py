@@ -135,7 +135,7 @@ def _checked_environment(folder: Path, config: CellConfig) -> Environment:
 
 def _load_checked(config: CellConfig) -> ImageData:
     data = load_data(config.data, data_dir=config.data_dir, image_size=config.image_size, split=config.split).take(
-        config.train_images
+        config.train_images, config.validation_images
     )
     fingerprint = data.fingerprint()
     if fingerprint != config.data_fingerprint:

@@ -45,20 +45,21 @@ class ImageData:
     validation_labels: Tensor
     classes: tuple[str, ...]
 
-    def take(self, train_images: int) -> ImageData:
-        """With that many training images: the same ones every time, from all over the data set.
+    def take(self, train_images: int | None = None, validation_images: int | None = None) -> ImageData:
+        """With that many images of each part: the same ones every time, from all over it; all of them where `None`.
 
         Raises:
             DataError: fewer are there, or none were asked for.
         """
-        available = len(self.train_images)
-        if not 1 <= train_images <= available:
-            raise DataError(
-                f"{train_images} training images were asked for; the data set has {available}. "
-                f"Pass a number from 1 to {available}, or leave it out for all of them."
-            )
-        chosen = torch.randperm(available, generator=torch.Generator().manual_seed(0))[:train_images]
-        return replace(self, train_images=self.train_images[chosen], train_labels=self.train_labels[chosen])
+        train = _chosen("training", len(self.train_images), train_images)
+        validation = _chosen("validation", len(self.validation_images), validation_images)
+        return replace(
+            self,
+            train_images=self.train_images[train],
+            train_labels=self.train_labels[train],
+            validation_images=self.validation_images[validation],
+            validation_labels=self.validation_labels[validation],
+        )
 
     def fingerprint(self) -> str:
         """SHA-256 over every image and label, hence over their order too."""
@@ -79,6 +80,17 @@ class ImageData:
             deviations.append(((counts @ (values - mean) ** 2) / counts.sum()).sqrt().clamp_min(1.0))  # may be blank
         mean, deviation = (torch.stack(part).float().reshape(1, -1, 1, 1) for part in (means, deviations))
         return mean, deviation
+
+
+def _chosen(part: str, available: int, count: int | None) -> Tensor | slice:
+    if count is None or count == available:
+        return slice(None)
+    if not 1 <= count <= available:
+        raise DataError(
+            f"{count} {part} images were asked for; the data set has {available}. "
+            f"Pass a number from 1 to {available}, or leave it out for all of them."
+        )
+    return torch.randperm(available, generator=torch.Generator().manual_seed(0))[:count]
 
 
 def resolve_data(data: str) -> str:
@@ -155,7 +167,7 @@ def _published_folder(name: str, data_dir: str | None, download: bool) -> Path:
             return place
     if download:
         return fetch(name, parent.parent if parent.name == published else parent)
-    debian = "install the Debian package dataset-fashion-mnist, " if name == "fashion-mnist" else ""
+    debian = "install the Debian package (apt-get install dataset-fashion-mnist), " if name == "fashion-mnist" else ""
     raise DataError(
         f"{name} is not there: no folder {' or '.join(map(str, places))}. Its published files are needed: "
         f"{', '.join(address for address, _ in SOURCES[name].files)}. Pass --download to fetch them, {debian}or pass "

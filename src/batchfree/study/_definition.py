@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from batchfree.errors import StudyError, unknown_name
 from batchfree.records import CellConfig, ReportSpec, StudyRecord
 from batchfree.study._data import ImageData, load_data
+from batchfree.study._schedules import check_steps
 from batchfree.study._settings import ArmSettings
 
 if sys.version_info >= (3, 11):
@@ -101,11 +102,7 @@ class Study:
         cells: dict[str, CellConfig] = {}
         for arm in self.arms:
             for cell in arm.cells(self.name, self.protocol, *loaded[arm.source]):
-                if cell.sgd_batch > cell.train_images:
-                    raise StudyError(
-                        f"an SGD batch of {cell.sgd_batch} is more than the {cell.train_images} training images. "
-                        f"An epoch needs at least one full batch. Pass more train_images or smaller batches."
-                    )
+                check_steps(cell)
                 cells.setdefault(cell.cell_id, cell)
         return tuple(cells.values())
 
@@ -151,7 +148,8 @@ def load_study(
     if "norm_batches_per_step" in settings and "sgd_batch" in (overrides or {}):
         raise StudyError(
             f"sgd_batch was given with protocol {protocol!r}, in which the SGD batch is "
-            f"{settings['norm_batches_per_step']} norm batches. One of them decides. Leave it out, or pass another protocol."
+            f"{settings['norm_batches_per_step']} norm batches. One of them decides. "
+            f"Leave it out, or pass another protocol."
         )
     tables = _override(where, overlay.arms or rules.arms or file.arms, settings, dict(overrides or {}))
     arms = _expand(where, tables, settings)
@@ -266,7 +264,7 @@ def _axes(arms: Sequence[ArmSettings], tables: Sequence[Table]) -> tuple[str, ..
 
 def _load(arm: ArmSettings, download: bool) -> ImageData:
     data = load_data(arm.data, data_dir=arm.data_dir, image_size=arm.image_size, split=arm.split, download=download)
-    return data.take(len(data.train_images) if arm.train_images is None else arm.train_images)
+    return data.take(arm.train_images, arm.validation_images)
 
 
 def _refusal(where: str, error: ValidationError, fields: Sequence[str]) -> StudyError:
@@ -284,7 +282,8 @@ def _refusal(where: str, error: ValidationError, fields: Sequence[str]) -> Study
         else:
             parts.append(f"{key} = {_plain(problem['input'])} was given. {problem['msg']}. Pass such a value")
     unique = dict.fromkeys(part.rstrip(".") for part in parts)
-    return StudyError(f"{where}: {'; '.join(unique)}.")
+    text = "; ".join(unique)
+    return StudyError(f"{where}: {text}{'' if text.endswith('?') else '.'}")
 
 
 def _described(settings: Table, tables: Sequence[Table], protocol: str | None) -> dict[str, str]:

@@ -30,8 +30,9 @@ __all__ = [
 MEMORY_VARIABLE = "BATCHFREE_MEMORY_BYTES"
 
 #: As torch, C++, CUDA, Python and Rust (safetensors) say it.
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "out of memory", "MemoryError")
-_OUT_OF_MEMORY += ("memory allocation of",)
+_OUT_OF_MEMORY = (
+    "can't allocate memory", "not enough memory", "bad_alloc", "out of memory", "MemoryError", "memory allocation of",
+)  # fmt: skip
 
 _UNITS = {"": 1, "B": 1, **{f"{letter}iB": 1024**power for power, letter in enumerate("KMGT", start=1)}}
 _UNITS |= {f"{letter}B": 1000**power for power, letter in enumerate("KMGT", start=1)}

@@ -121,6 +121,7 @@ def _config(model: str, norm: str, batch: int) -> CellConfig:
             "data": "",
             "data_fingerprint": "",
             "train_images": 1,
+            "validation_images": 1,
             "seed": 0,
         }
     )

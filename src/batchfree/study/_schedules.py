@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+from batchfree.errors import StudyError
 from batchfree.records import CellConfig
-from batchfree.study._bit_rule import bit_learning_rate
+from batchfree.study._bit_rule import bit_learning_rate, bit_rule
 
-__all__ = ["learning_rate_at"]
+__all__ = ["check_steps", "learning_rate_at"]
 
 
 def learning_rate_at(config: CellConfig, step: int, total_steps: int) -> float:
@@ -21,3 +22,25 @@ def learning_rate_at(config: CellConfig, step: int, total_steps: int) -> float:
     if config.schedule == "bit":
         return bit_learning_rate(step, config.train_images, config.learning_rate)
     return config.learning_rate
+
+
+def check_steps(config: CellConfig) -> None:
+    """Refuses more or fewer steps than the data set and the schedule allow.
+
+    Raises:
+        StudyError: not one full SGD batch, or more steps than BiT's rule has.
+    """
+    steps_per_epoch = config.train_images // config.sgd_batch
+    if steps_per_epoch == 0:
+        raise StudyError(
+            f"an SGD batch of {config.sgd_batch} is more than the {config.train_images} training images. "
+            f"An epoch needs at least one full batch. Pass more train_images or smaller batches."
+        )
+    if config.schedule == "bit":
+        rule = bit_rule(config.train_images, 1)
+        if steps_per_epoch * config.epochs > rule.steps:
+            raise StudyError(
+                f"{config.epochs} epochs of {steps_per_epoch} steps were asked for with the schedule bit, which for "
+                f"{config.train_images} training images has {rule.steps} steps. Pass --epochs "
+                f"{max(1, rule.steps // steps_per_epoch)} or fewer."
+            )

@@ -27,6 +27,7 @@ class ArmSettings(BaseModel):
     split: str | None = Field(None, description='of pets: "official" (default) or "blog"')
     image_size: PositiveInt | None = Field(None, description="side in pixels; as the data set has it")
     train_images: PositiveInt | None = Field(None, description="a fixed random subset of so many; all")
+    validation_images: PositiveInt | None = Field(None, description="the same of the validation images; all")
     augment: str = Field("none", description="none, crop-flip, resized-crop or blog")
     model: str = Field("resnet8", description="a small network, torchvision:NAME or timm:NAME")
     weights: str | None = Field(None, description='"pretrained", or a .safetensors or .npz file; from scratch')
@@ -52,7 +53,7 @@ class ArmSettings(BaseModel):
     @property
     def source(self) -> tuple[object, ...]:
         """What decides the images; arms of the same source share them."""
-        return self.data, self.data_dir, self.split, self.image_size, self.train_images
+        return self.data, self.data_dir, self.split, self.image_size, self.train_images, self.validation_images
 
     def cells(self, study: str, protocol: str, data: ImageData, fingerprint: str) -> list[CellConfig]:
         """One cell per seed."""
@@ -85,6 +86,7 @@ class ArmSettings(BaseModel):
                 data_dir=self.data_dir,
                 split=self.split,
                 train_images=len(data.train_images),
+                validation_images=len(data.validation_images),
                 image_size=self.image_size,
                 seed=seed,
                 threads=self.threads,

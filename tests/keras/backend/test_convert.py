@@ -173,15 +173,6 @@ def test_images_that_cannot_calibrate_are_refused(images: Array) -> None:
         convert(residual_network(), images=images)
 
 
-@pytest.mark.skipif(BACKEND == "jax", reason="JAX compiles a network for a minute; the formulas are tested above")
-@pytest.mark.parametrize(("name", "ws"), [("MobileNetV2", False), ("ResNet50", True)])
-def test_an_application_converts_and_trains_at_batch_one(name: str, ws: bool) -> None:
-    model = getattr(keras.applications, name)(weights=None, input_shape=(32, 32, 3), classes=4)
-    converted = convert(model, ws=ws)
-    converted.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
-    assert np.isfinite(converted.train_on_batch(normal(1, 32, 32, 3), np.array([2])))
-
-
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="training a network once is enough: the fit is tested above")
 def test_a_trained_network_keeps_its_accuracy_with_images_and_loses_it_without() -> None:
     digits = pytest.importorskip("sklearn.datasets").load_digits()

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from batchfree.keras import _convert, _group_norm, _group_normalization, _weight_standardization
+from batchfree.keras import _convert, _group_norm, _group_normalization, _standardize_kernel, _weight_standardization
 from tests.keras.backend.autodiff import BACKEND
 
 PAGE = Path(__file__).parents[3] / "docs" / "keras.md"
@@ -25,7 +25,9 @@ def test_every_code_block_of_the_page_runs_in_order() -> None:
 
 
 @pytest.mark.skipif(BACKEND == "jax", reason="the same examples as on the other backends, each compiled for seconds")
-@pytest.mark.parametrize("module", [_convert, _group_norm, _group_normalization, _weight_standardization])
+@pytest.mark.parametrize(
+    "module", [_convert, _group_norm, _group_normalization, _standardize_kernel, _weight_standardization]
+)
 def test_every_docstring_example_gives_what_it_shows(module: ModuleType) -> None:
     flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
     result = doctest.testmod(module, optionflags=flags)

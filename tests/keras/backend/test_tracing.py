@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from keras import ops
 
@@ -118,33 +122,53 @@ def test_torch_and_keras_layers_agree_with_one_reference(activation: Any) -> Non
     assert_close(theirs(torch.tensor(x)), wanted)
 
 
-def exported() -> tuple[Any, Array, Array]:
-    """A model with both layers and random weights, an input, and the model's float64 result for it."""
-    inputs = keras.Input((6, 6, 3))
+def exported(size: int | None = 6) -> tuple[Any, Callable[[Array], Array]]:
+    """A model with both layers and random weights, called once, and the same function in float64."""
+    inputs = keras.Input((size, size, 3))
     features = WeightStandardizedConv2D(8, 1, use_bias=False)(inputs)
     model = keras.Model(inputs, GroupNormalization(4, activation="relu")(features))
     kernel, gamma, beta = normal(1, 1, 3, 8), normal(8, seed=1), normal(8, seed=2)
     model.set_weights([kernel, gamma, beta])
-    x = normal(2, 6, 6, 3, seed=3)
+    model(normal(1, 6, 6, 3))  # Keras exports what was called
     standardized = reference.standardize_weight(np.moveaxis(kernel, -1, 0)).reshape(8, 3)
-    channels_first = np.moveaxis(x.astype("float64") @ standardized.T, -1, 1)
-    y = reference.group_norm(channels_first, 4, gamma, beta, 1e-3, activation="relu")
-    return model, x, np.moveaxis(y, 1, -1)
+
+    def exact(x: Array) -> Array:
+        channels_first = np.moveaxis(x.astype("float64") @ standardized.T, -1, 1)
+        return np.moveaxis(reference.group_norm(channels_first, 4, gamma, beta, 1e-3, activation="relu"), 1, -1)
+
+    return model, exact
 
 
 @pytest.mark.skipif(BACKEND == "torch", reason="Keras exports a SavedModel from TensorFlow and JAX")
 def test_an_exported_saved_model_serves_any_batch(tmp_path: Path) -> None:
     tf = pytest.importorskip("tensorflow")
-    model, x, wanted = exported()
+    model, exact = exported()
     model.export(tmp_path / "served", verbose=False)
     served = tf.saved_model.load(tmp_path / "served")
-    assert_close(np.asarray(served.serve(tf.constant(x))), wanted)
-    assert_close(np.asarray(served.serve(tf.constant(x[:1]))), wanted[:1])
+    for batch in (1, 3):
+        x = normal(batch, 6, 6, 3, seed=3)
+        assert_close(np.asarray(served.serve(tf.constant(x))), exact(x))
+
+
+@pytest.mark.parametrize("size", [6, None])
+def test_an_exported_onnx_file_serves_any_batch_and_size(size: int | None, tmp_path: Path) -> None:
+    model, exact = exported(size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # each backend's exporter has some of its own
+        model.export(tmp_path / "served.onnx", format="onnx", verbose=False)
+    assert {node.domain for node in onnx.load(tmp_path / "served.onnx").graph.node} == {""}  # standard operators
+    served = onnxruntime.InferenceSession(tmp_path / "served.onnx", providers=["CPUExecutionProvider"])
+    name = served.get_inputs()[0].name
+    for batch, height, width in ((1, 6, 6), (3, 6, 6), (2, 1, 7), (1, 17, 2)):
+        if size in (None, height) and size in (None, width):
+            x = normal(batch, height, width, 3, seed=3)
+            assert_close(served.run(None, {name: x})[0], exact(x))
 
 
 def test_predict_is_compiled_and_matches_reference() -> None:
-    model, x, wanted = exported()
-    assert_close(model.predict(x, verbose=0), wanted)
+    model, exact = exported()
+    x = normal(2, 6, 6, 3, seed=3)
+    assert_close(model.predict(x, verbose=0), exact(x))
 
 
 def test_each_eager_shape_gives_the_same_samples() -> None:

@@ -1,0 +1,112 @@
+"""The two tables of a study, cells and epochs, as CSV and as Parquet."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from batchfree.errors import require
+from batchfree.records import CellConfig, CellRecord, CellResult, Cost, Environment, StudyRecord
+
+__all__ = ["cell_table", "epoch_table", "write_csv", "write_parquet"]
+
+Value: TypeAlias = str | int | float | bool | None
+Kind: TypeAlias = type[str] | type[int] | type[float] | type[bool]
+#: Column by column: its kind and its values.
+Table: TypeAlias = dict[str, tuple[Kind, list[Value]]]
+
+#: Kinds of the fields that are no text; a number that may also be a word ("auto") is text.
+_KINDS: dict[str, Kind] = {
+    **dict.fromkeys(
+        ("norm_batch", "channels_per_group", "sgd_batch", "workers", "epochs", "train_images", "image_size", "seed",
+         "threads", "steps", "peak_memory_bytes", "epoch"),
+        int,
+    ),
+    **dict.fromkeys(
+        ("learning_rate", "momentum", "weight_decay", "error_percent", "final_error_percent", "best_error_percent",
+         "recomputed_error_percent", "validation_loss", "train_loss", "seconds", "training_seconds",
+         "seconds_per_step"),
+        float,
+    ),
+    "zero_gamma": bool,
+}  # fmt: skip
+PERCENTILES = (1, 20, 80, 99)
+
+
+def _fields(schema: type[CellConfig] | type[CellResult] | type[Cost] | type[Environment], *left_out: str) -> list[str]:
+    return [name for name in schema.model_fields if name not in ("schema_version", *left_out)]
+
+
+def cell_table(cells: Sequence[CellRecord]) -> Table:
+    """A row per cell: its configuration, outcome, cost and environment; empty where something is not known yet."""
+    rows = [_cell_row(cell) for cell in cells]
+    names = [
+        "cell_id",
+        *_fields(CellConfig),
+        *_fields(CellResult, "cell_id"),
+        *_fields(Cost),
+        "seconds_per_step",
+        *(f"environment_{name}" for name in _fields(Environment)),
+    ]
+    return {name: (_KINDS.get(name, str), [_as_kind(name, row.get(name)) for row in rows]) for name in names}
+
+
+def _cell_row(cell: CellRecord) -> dict[str, object]:
+    result, cost, environment = cell.result, cell.cost, cell.environment
+    row: dict[str, object] = {"status": "missing", **cell.config.model_dump()}
+    if result is not None:
+        row |= result.model_dump() | {"num_groups": "/".join(map(str, result.num_groups))}
+    if cost is not None:
+        row |= cost.model_dump() | {"seconds_per_step": cost.seconds_per_step}
+    if environment is not None:
+        row |= {f"environment_{name}": value for name, value in environment.model_dump().items()}
+    return row | {"cell_id": cell.config.cell_id}
+
+
+def epoch_table(cells: Sequence[CellRecord]) -> Table:
+    """A row per finished epoch of each cell; `cell_id` leads to the other table."""
+    numbers = ("epoch", "train_loss", "validation_loss", "error_percent", "recomputed_error_percent")
+    every = [(cell.config.cell_id, metrics) for cell in cells for metrics in cell.metrics]
+    table: Table = {"cell_id": (str, [cell_id for cell_id, _ in every])}
+    for name in numbers:
+        table[name] = (_KINDS[name], [getattr(metrics, name) for _, metrics in every])
+    for index, percentile in enumerate(PERCENTILES):
+        table[f"feature_percentile_{percentile}"] = (
+            float,
+            [None if (values := metrics.feature_percentiles) is None else values[index] for _, metrics in every],
+        )
+    return table
+
+
+def _as_kind(name: str, value: Any) -> Value:
+    return None if value is None else _KINDS.get(name, str)(value)
+
+
+def write_csv(study: StudyRecord, cells: Sequence[CellRecord], folder: Path, place: Path) -> None:
+    """`cells.csv` and `epochs.csv`; a field without a value is empty, a truth value is true or false."""
+    for name, table in (("cells", cell_table(cells)), ("epochs", epoch_table(cells))):
+        with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(table)
+            columns = [[_word(value) for value in values] for _, values in table.values()]
+            writer.writerows(zip(*columns, strict=True))
+
+
+def _word(value: Value) -> Value:
+    return ("true" if value else "false") if isinstance(value, bool) else value
+
+
+def write_parquet(study: StudyRecord, cells: Sequence[CellRecord], folder: Path, place: Path) -> None:
+    """`cells.parquet` and `epochs.parquet`, nulls where there is no value; study.json is their metadata."""
+    arrow = require("pyarrow", "export")
+    parquet = require("pyarrow.parquet", "export")
+    kinds = {str: arrow.string(), int: arrow.int64(), float: arrow.float64(), bool: arrow.bool_()}
+    for name, table in (("cells", cell_table(cells)), ("epochs", epoch_table(cells))):
+        schema = arrow.schema(
+            [(column, kinds[kind]) for column, (kind, _) in table.items()],
+            metadata={"batchfree.study": study.model_dump_json()},
+        )
+        columns = {column: values for column, (_, values) in table.items()}
+        parquet.write_table(arrow.table(columns, schema=schema), folder / f"{name}.parquet")

@@ -36,6 +36,9 @@ app.add_typer(study_app, name="study")
 #: Exit statuses: 0 all cells finished, 1 some failed, 2 the input is refused, 128 + n ended by signal n.
 FAILED, REFUSED, SIGNALLED = 1, 2, 128
 
+#: More than NFS takes to give up the lock of a node that is lost (90 s).
+LOCK_SECONDS = 120.0
+
 STOPPING_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -137,23 +140,28 @@ def cell(
     out: Annotated[Path, typer.Option(help="Folder of this one run.")],
 ) -> None:
     """One training run of a study, alone: the command that the report gives for each cell."""
-    from batchfree.study import PARENT_VARIABLE, run_cell
+    from batchfree.study import PARENT_VARIABLE, is_parent_gone, run_cell
 
     received: list[int] = []
     for number in STOPPING_SIGNALS:
         signal.signal(number, lambda given, _frame: received.append(given))
-    study = os.environ.get(PARENT_VARIABLE)
 
     def should_stop() -> bool:
-        if study is not None and os.getppid() != int(study):
+        if is_parent_gone():
             received.append(signal.SIGHUP)  # the study is gone, by whatever end
         return bool(received)
 
-    result = run_cell(_cell_config(assignments), out, should_stop)
+    # Started by a study, it may follow on a process of its own kind that is still about to stop.
+    lock_seconds = LOCK_SECONDS if PARENT_VARIABLE in os.environ else 0.0
+    result = run_cell(_cell_config(assignments), out, should_stop, lock_seconds=lock_seconds)
+    is_first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes
     if result is None:
-        print("Stopped; a checkpoint is written. The same command goes on from there.", flush=True)
-        raise typer.Exit(SIGNALLED + received[0])
-    print(_outcome(result))
+        if is_first:
+            print("Stopped; a checkpoint is written. The same command goes on from there.", flush=True)
+        # another worker may have been told, and not this one
+        raise typer.Exit(SIGNALLED + (received[0] if received else signal.SIGTERM))
+    if is_first:
+        print(_outcome(result))
 
 
 @app.command()

@@ -11,7 +11,7 @@ for _module in ("torch", "torchvision", "pydantic", "PIL"):
 from batchfree.study._cell import run_cell  # noqa: E402 (after the checks for the extra)
 from batchfree.study._data import DATA_SETS  # noqa: E402
 from batchfree.study._definition import STUDIES, Study, load_study, study_text  # noqa: E402
-from batchfree.study._engine import PARENT_VARIABLE, Engine, LocalEngine  # noqa: E402
+from batchfree.study._engine import PARENT_VARIABLE, Engine, LocalEngine, is_parent_gone  # noqa: E402
 from batchfree.study._environment import limit_memory, size_bytes  # noqa: E402
 from batchfree.study._models import MODELS  # noqa: E402
 from batchfree.study._run import Plan, plan_study, retry_study, run_study  # noqa: E402
@@ -30,6 +30,7 @@ __all__ = [
     "Plan",
     "Progress",
     "Study",
+    "is_parent_gone",
     "limit_memory",
     "load_study",
     "plan_study",

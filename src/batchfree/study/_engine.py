@@ -13,10 +13,29 @@ from typing import Protocol
 
 from batchfree.errors import StudyError
 
-__all__ = ["PARENT_VARIABLE", "Engine", "Job", "LocalEngine", "Task"]
+__all__ = ["PARENT_VARIABLE", "Engine", "Job", "LocalEngine", "Task", "is_parent_gone"]
 
 #: Tells a cell whose child it is: it stops, with a checkpoint, when that process is gone, however it went.
 PARENT_VARIABLE = "BATCHFREE_STUDY_PID"
+
+
+def is_parent_gone() -> bool:
+    """Whether the process that `PARENT_VARIABLE` names has ended; `False` where it names none."""
+    named = os.environ.get(PARENT_VARIABLE)
+    if named is None:
+        return False
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return os.getppid() != int(named)
+    # torchrun's agent stands in between. It passes signals on, and does not see when its own parent ends.
+    if os.name != "posix":
+        return False
+    try:
+        os.kill(int(named), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def recomputed_statistics(network: nn.Module, images: Tensor) -> Iterator[None]:
     """
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     kept = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
-    attributes = [(norm.momentum, getattr(norm, "norm_batch", None)) for norm in norms]
+    attributes = [(norm.momentum, getattr(norm, "norm_batch", None), getattr(norm, "workers", None)) for norm in norms]
     batches = images.split(VALIDATION_BATCH)
     if len(batches) > 1 and len(batches[-1]) < VALIDATION_BATCH:
         batches = batches[:-1]
@@ -77,13 +77,14 @@ def recomputed_statistics(network: nn.Module, images: Tensor) -> Iterator[None]:
                 norm.momentum = 1 / (index + 1)  # the running value becomes the mean of all batches so far
                 if hasattr(norm, "norm_batch"):
                     norm.norm_batch = len(batch)
+                    norm.workers = 1  # each computes the same
             network(batch)
         yield
     finally:
-        for norm, buffers, (momentum, norm_batch) in zip(norms, kept, attributes, strict=True):
+        for norm, buffers, (momentum, norm_batch, workers) in zip(norms, kept, attributes, strict=True):
             norm.momentum = momentum
             if norm_batch is not None:
-                norm.norm_batch = norm_batch
+                norm.norm_batch, norm.workers = norm_batch, workers
             for name, buffer in norm.named_buffers():
                 buffer.copy_(buffers[name])
 

@@ -14,16 +14,16 @@ __all__ = ["only_writer"]
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
+def only_writer(folder: Path, seconds: float = 0.0) -> Iterator[None]:
     """Holds `folder`, made if it is not there, for one process.
 
     Raises:
-        StudyError: another process holds it, or it cannot be written.
+        StudyError: another process holds it, and `seconds` later still; or it cannot be written.
     """
     lock = filelock.FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=seconds)
     except filelock.Timeout:
         raise StudyError(
             f"another process is at work in {folder}. One writes a folder at a time. Wait for it, or "

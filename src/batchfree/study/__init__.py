@@ -13,6 +13,8 @@ from batchfree.study._data import DATA_SETS  # noqa: E402
 from batchfree.study._definition import STUDIES, Study, load_study, study_text  # noqa: E402
 from batchfree.study._engine import PARENT_VARIABLE, Engine, LocalEngine, is_parent_gone  # noqa: E402
 from batchfree.study._environment import limit_memory, size_bytes  # noqa: E402
+from batchfree.study._estimate import StudyEstimate, estimate_study  # noqa: E402
+from batchfree.study._memory import MemoryNeed, measure_memory  # noqa: E402
 from batchfree.study._models import MODELS  # noqa: E402
 from batchfree.study._run import Plan, plan_study, retry_study, run_study  # noqa: E402
 from batchfree.study._runner import Limits, Progress  # noqa: E402
@@ -27,12 +29,16 @@ __all__ = [
     "Engine",
     "Limits",
     "LocalEngine",
+    "MemoryNeed",
     "Plan",
     "Progress",
     "Study",
+    "StudyEstimate",
+    "estimate_study",
     "is_parent_gone",
     "limit_memory",
     "load_study",
+    "measure_memory",
     "plan_study",
     "retry_study",
     "run_cell",

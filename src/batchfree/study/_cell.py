@@ -72,9 +72,9 @@ def _run(
     _check_owner(folder, config)
     result_file = folder / "result.json"
     if result_file.exists():
-        result = read_record(result_file, CellResult)
-        if result.is_final:
-            return result
+        earlier = read_record(result_file, CellResult)
+        if earlier.is_final:
+            return earlier
     with _pinned(config.threads):
         environment = _checked_environment(folder, config)
         data = _load_checked(config)
@@ -154,9 +154,9 @@ def _checked_environment(folder: Path, config: CellConfig) -> Environment:
 
 
 def _load_checked(config: CellConfig) -> ImageData:
-    data = load_data(
-        config.data, data_dir=config.data_dir, image_size=config.image_size, split=config.split
-    ).take(config.train_images)
+    data = load_data(config.data, data_dir=config.data_dir, image_size=config.image_size, split=config.split).take(
+        config.train_images
+    )
     fingerprint = data.fingerprint()
     if fingerprint != config.data_fingerprint:
         raise DataError(

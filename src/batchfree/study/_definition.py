@@ -259,9 +259,7 @@ def _axes(arms: Sequence[ArmSettings], tables: Sequence[Table]) -> tuple[str, ..
 
 
 def _load(arm: ArmSettings, download: bool) -> ImageData:
-    data = load_data(
-        arm.data, data_dir=arm.data_dir, image_size=arm.image_size, split=arm.split, download=download
-    )
+    data = load_data(arm.data, data_dir=arm.data_dir, image_size=arm.image_size, split=arm.split, download=download)
     return data.take(len(data.train_images) if arm.train_images is None else arm.train_images)
 
 

@@ -15,7 +15,14 @@ from batchfree import __version__
 from batchfree.errors import StudyError
 from batchfree.records import CellConfig, Environment
 
-__all__ = ["MEMORY_VARIABLE", "is_out_of_memory", "limit_memory", "peak_memory_bytes", "present_environment", "size_bytes"]
+__all__ = [
+    "MEMORY_VARIABLE",
+    "is_out_of_memory",
+    "limit_memory",
+    "peak_memory_bytes",
+    "present_environment",
+    "size_bytes",
+]
 
 #: Tells a cell how much memory it may take, in bytes.
 MEMORY_VARIABLE = "BATCHFREE_MEMORY_BYTES"

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from batchfree.study._ghost_batch_norm import GhostBatchNorm2d
+
 __all__ = ["Scores", "evaluate", "has_batch_norm", "recomputed_statistics"]
 
 VALIDATION_BATCH = 100  # speed only: in evaluation no norm sees the batch, and maps of 100 images stay in cache
@@ -66,8 +68,11 @@ def recomputed_statistics(network: nn.Module, images: Tensor) -> Iterator[None]:
     """
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     kept = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
-    attributes = [(norm.momentum, getattr(norm, "norm_batch", None), getattr(norm, "workers", None)) for norm in norms]
-    batches = images.split(VALIDATION_BATCH)
+    attributes = [
+        (norm.momentum, *((norm.norm_batch, norm.workers) if isinstance(norm, GhostBatchNorm2d) else (None, None)))
+        for norm in norms
+    ]
+    batches = torch.split(images, VALIDATION_BATCH)
     if len(batches) > 1 and len(batches[-1]) < VALIDATION_BATCH:
         batches = batches[:-1]
     try:
@@ -75,7 +80,7 @@ def recomputed_statistics(network: nn.Module, images: Tensor) -> Iterator[None]:
         for index, batch in enumerate(batches):
             for norm in norms:
                 norm.momentum = 1 / (index + 1)  # the running value becomes the mean of all batches so far
-                if hasattr(norm, "norm_batch"):
+                if isinstance(norm, GhostBatchNorm2d):
                     norm.norm_batch = len(batch)
                     norm.workers = 1  # each computes the same
             network(batch)
@@ -83,7 +88,9 @@ def recomputed_statistics(network: nn.Module, images: Tensor) -> Iterator[None]:
     finally:
         for norm, buffers, (momentum, norm_batch, workers) in zip(norms, kept, attributes, strict=True):
             norm.momentum = momentum
-            if norm_batch is not None:
+            if isinstance(norm, GhostBatchNorm2d):
+                assert norm_batch is not None
+                assert workers is not None
                 norm.norm_batch, norm.workers = norm_batch, workers
             for name, buffer in norm.named_buffers():
                 buffer.copy_(buffers[name])
@@ -96,7 +103,9 @@ def _last_convolution(network: nn.Module, into: list[Tensor] | None) -> Iterator
     if into is not None:
         for module in network.modules():
             if isinstance(module, nn.Conv2d):
-                handles.append(module.register_forward_hook(lambda _m, _i, output: into.__setitem__(slice(None), [output])))
+                handles.append(
+                    module.register_forward_hook(lambda _m, _i, output: into.__setitem__(slice(None), [output]))
+                )
     try:
         yield
     finally:

@@ -1,86 +1,96 @@
-"""The small networks of the studies, built with Batch Norm; `convert` makes every other arm from them."""
+"""The networks of the studies by name: small ones of ours, and those of torchvision and timm."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from torch import nn
 
 from batchfree.errors import StudyError, unknown_name
+from batchfree.study._library_models import LIBRARIES, build_library_model, check_library_name
+from batchfree.study._small_resnet import SmallResNet
+from batchfree.study._small_vgg import SmallVGG
+from batchfree.study._weights import check_weights_file, load_weights
+from batchfree.study._zero_gamma import set_zero_gamma
 
-__all__ = ["MODELS", "build_model"]
+__all__ = ["MODELS", "build_model", "check_model_name", "model_channels"]
 
-WIDTHS = (16, 32, 64)
+#: The small networks by name; each builds one for (in_channels, num_classes). The residual ones have 6n + 2 layers, n
+#: residual blocks per stage (He et al. 2016, section 4.2).
+MODELS: dict[str, Callable[[int, int], nn.Module]] = {
+    **{f"resnet{depth}": partial(SmallResNet, depth) for depth in (8, 14, 20, 32, 44, 56)},
+    "vgg16-small": SmallVGG,
+}
 
-#: Names and depths: 6n + 2 layers, n residual blocks per stage (He et al. 2016, section 4.2).
-MODELS = {"resnet8": 8, "resnet20": 20}
 
-
-def build_model(name: str, *, in_channels: int, num_classes: int) -> nn.Module:
-    """A network with fresh weights from torch's global random numbers.
+def check_model_name(name: str) -> None:
+    """Returns if `build_model` knows `name`: one of `MODELS`, "torchvision:NAME" or "timm:NAME".
 
     Raises:
-        StudyError: no such network.
+        StudyError: no such network; the nearest names are proposed.
+        MissingExtraError: the library is not installed.
     """
-    if name not in MODELS:
-        raise StudyError(unknown_name("model", name, MODELS))
-    return SmallResNet(MODELS[name], in_channels, num_classes)
+    library, colon, short = name.partition(":")
+    if colon and library in LIBRARIES:
+        check_library_name(library, short)
+    elif name not in MODELS:
+        raise StudyError(
+            unknown_name("model", name, MODELS)
+            + " Networks of torchvision and timm are called torchvision:NAME and timm:NAME."
+        )
 
 
-class SmallResNet(nn.Module):
-    """The residual network for small images of He et al. 2016 (arXiv 1512.03385), section 4.2.
+def model_channels(name: str, data_channels: int) -> int:
+    """Input channels that the network is built with for images of `data_channels`.
 
-    Three stages of 16, 32 and 64 channels at full, half and quarter resolution; shortcuts without parameters; He
-    initialisation, and the last gamma of each block 0, as Wu & He 2018 train both BN and GN.
+    torchvision's networks take 3: grey images are to be repeated. All others take what the data has.
     """
-
-    def __init__(self, depth: int, in_channels: int, num_classes: int) -> None:
-        super().__init__()
-        blocks_per_stage = (depth - 2) // 6
-        self.conv = nn.Conv2d(in_channels, WIDTHS[0], 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(WIDTHS[0])
-        blocks: list[nn.Module] = []
-        channels = WIDTHS[0]
-        for width in WIDTHS:
-            for index in range(blocks_per_stage):
-                stride = 2 if index == 0 and width != WIDTHS[0] else 1
-                blocks.append(BasicBlock(channels, width, stride))
-                channels = width
-        self.blocks = nn.Sequential(*blocks)
-        self.classifier = nn.Linear(channels, num_classes)
-        self._initialise()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Class scores (n, num_classes) of images (n, in_channels, height, width)."""
-        x = self.blocks(F.relu(self.norm(self.conv(images))))
-        return self.classifier(x.mean(dim=(2, 3)))
-
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, BasicBlock):
-                nn.init.zeros_(module.norm2.weight)
+    return 3 if name.startswith("torchvision:") else data_channels
 
 
-class BasicBlock(nn.Module):
-    """relu(x + norm(conv(relu(norm(conv(x))))))."""
+def build_model(
+    name: str, *, in_channels: int, num_classes: int, zero_gamma: bool | None = None, weights: str | None = None
+) -> nn.Module:
+    """A network with Batch Norm (or what its library gives it) for classification.
 
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(channels)
-        self.stride = stride
-        self.added_channels = channels - in_channels
+    Args:
+        name: one of `MODELS`, "torchvision:NAME" or "timm:NAME".
+        in_channels: see `model_channels`.
+        zero_gamma: True makes the last norm's weight of each residual block 0 (where a norm does not come last, timm
+            makes the last convolution 0), False makes it 1, `None` leaves the network's own default: 0 for ours and
+            for most of timm's, 1 for torchvision's.
+        weights: `None` for fresh ones from torch's global random numbers; "pretrained" for the library's own, fetched
+            if they are not on this machine; the path of a `.safetensors` file with a state dict; the path of a `.npz`
+            file with published BiT weights, for "timm:resnetv2_*_bit". A classifier for another number of classes is
+            not taken from them: it stays fresh.
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, in_channels, h, w) to (n, channels, h / stride, w / stride)."""
-        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
-        return F.relu(y + self._shortcut(x))
-
-    def _shortcut(self, x: Tensor) -> Tensor:
-        if self.stride == 1 and self.added_channels == 0:
-            return x
-        # He et al.'s option A: every second pixel, and zeros for the channels that are new.
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.added_channels))
+    Raises:
+        StudyError: no such network, it lacks what was asked for, or the weights cannot be had or do not fit.
+        MissingExtraError: the library is not installed.
+    """
+    check_model_name(name)
+    if weights is not None and zero_gamma is not None:
+        raise StudyError(
+            f"zero_gamma={zero_gamma} was given beside the weights {weights}, which bring their own. It is for fresh "
+            f"weights. Leave one of them out."
+        )
+    if weights is not None and weights != "pretrained":
+        check_weights_file(weights)
+    library, colon, short = name.partition(":")
+    pretrained = weights == "pretrained"
+    if colon:
+        model = build_library_model(library, short, in_channels, num_classes, pretrained=pretrained)
+    elif pretrained:
+        raise StudyError(
+            f"pretrained weights were asked for {name}, for which nobody publishes any. Networks of torchvision and "
+            f"timm have some. Pass such a name, a .safetensors file, or no weights."
+        )
+    else:
+        model = MODELS[name](in_channels, num_classes)
+    if zero_gamma is not None:
+        set_zero_gamma(model, zero_gamma, name)
+    if weights is not None and not pretrained:
+        load_weights(model, Path(weights), num_classes)
+    return model

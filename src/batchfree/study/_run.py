@@ -11,7 +11,6 @@ from batchfree.records import CellConfig, CellResult, StudyRecord, read_record, 
 from batchfree.study._arm import build_network
 from batchfree.study._cell import CHECKPOINT
 from batchfree.study._checkpoint import remove_checkpoints
-from batchfree.study._data import ImageData
 from batchfree.study._definition import Study
 from batchfree.study._engine import Engine, LocalEngine
 from batchfree.study._folder import only_writer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -13,12 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchfree.errors import StudyError
-from batchfree.records import CellConfig, CellResult, StudyRecord, read_record, write_record
-from batchfree.study._cell import CHECKPOINT
-from batchfree.study._checkpoint import remove_checkpoints
-from batchfree.study._engine import Engine, Job, LocalEngine, Task
+from batchfree.records import CellConfig, CellResult, read_record, write_record
+from batchfree.study._engine import Engine, Job, Task
 from batchfree.study._environment import MEMORY_VARIABLE
-from batchfree.study._folder import only_writer
 
 __all__ = ["Limits", "Progress", "StudyRun"]
 
@@ -135,9 +131,7 @@ class StudyRun:
 
     def _record_loss(self, running: _Running, outcome: int | str) -> None:
         folder = self._folder(running.cell)
-        lost = CellResult(
-            cell_id=running.cell.cell_id, status="failed", reason=_reason(outcome, folder / "log.txt")
-        )
+        lost = CellResult(cell_id=running.cell.cell_id, status="failed", reason=_reason(outcome, folder / "log.txt"))
         if running.is_timed_out:
             reason = f"stopped after {self.limits.seconds:g} seconds; its checkpoint is kept"
             lost = CellResult(cell_id=running.cell.cell_id, status="timed out", reason=reason)

@@ -1,29 +1,90 @@
-"""Which initial weights a run starts from, by content."""
+"""Weights from a file into a network, checked entry by entry; nothing is unpickled."""
 
 from __future__ import annotations
 
-import hashlib
-from functools import cache
 from pathlib import Path
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
 from batchfree.errors import StudyError
+from batchfree.study._bit_weights import load_bit_weights
 
-__all__ = ["weights_fingerprint"]
+__all__ = ["check_weights_file", "load_state", "load_weights"]
+
+SUFFIXES = (".safetensors", ".npz")
+SHOWN_DIFFERENCES = 6
 
 
-@cache
-def weights_fingerprint(weights: str | None) -> str | None:
-    """SHA-256 of the file that `weights` names; `None` where it names none.
+def check_weights_file(weights: str) -> None:
+    """Returns if `weights` is the path of a file of a kind that `load_weights` reads.
 
     Raises:
-        StudyError: no such file.
+        StudyError: it is not.
     """
-    if weights is None or weights == "pretrained":
-        return None
     path = Path(weights)
-    if not path.is_file():
+    if path.suffix not in SUFFIXES:
         raise StudyError(
-            f"weights {weights!r} were given, and no such file is there. A .safetensors or .npz file is needed, or "
-            f'"pretrained" for the weights that the model\'s library fetches. Check the path.'
+            f"the weights {weights!r} were given. Allowed: pretrained, or the path of a file that ends in "
+            f"{' or '.join(SUFFIXES)}; files of torch.save can run code and are not read. Pass one of these."
         )
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    if not path.is_file():
+        raise StudyError(f"the weights file {path} is not there. A readable file is needed. Check the path.")
+
+
+def load_weights(model: nn.Module, path: Path, num_classes: int) -> None:
+    """Loads a `.safetensors` state dict, or published BiT weights from `.npz`, into `model`.
+
+    Raises:
+        StudyError: the file cannot be read, or does not fit the network; the network is then as before.
+    """
+    if path.suffix == ".npz":
+        load_bit_weights(model, path)
+        return
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise StudyError(
+            f"{path} cannot be read: {error}. It must be a whole safetensors file. Copy or save it again."
+        ) from error
+    load_state(model, state, num_classes, str(path))
+
+
+def load_state(model: nn.Module, state: dict[str, Tensor], num_classes: int, source: str) -> None:
+    """Loads `state` into `model`; a classifier for another number of classes is left out.
+
+    Args:
+        source: where the state is from, for the message.
+
+    Raises:
+        StudyError: an entry is missing, unknown or of another shape; the network is then as before.
+    """
+    own = model.state_dict()
+    others = {key for key in own.keys() & state.keys() if own[key].shape != state[key].shape}
+    if _is_classifier(others, own, state, num_classes):
+        state = state | {key: own[key] for key in others}
+        others = set()
+    # Networks saved before torch counted batches have no such entry.
+    missing = {key for key in own.keys() - state.keys() if not key.endswith(".num_batches_tracked")}
+    differences = [
+        *(f"{key} is missing" for key in sorted(missing)),
+        *(f"{key} is unknown" for key in sorted(state.keys() - own.keys())),
+        *(f"{key} is {tuple(state[key].shape)} for {tuple(own[key].shape)}" for key in sorted(others)),
+    ]
+    if differences:
+        rest = len(differences) - SHOWN_DIFFERENCES
+        shown = "; ".join(differences[:SHOWN_DIFFERENCES]) + (f"; and {rest} more" if rest > 0 else "")
+        raise StudyError(
+            f"{source} does not fit the network: {shown}. Every entry must fit, but for a classifier of another number "
+            f"of classes. Pass the network that the weights were saved from."
+        )
+    model.load_state_dict(own | state)
+
+
+def _is_classifier(keys: set[str], own: dict[str, Tensor], state: dict[str, Tensor], num_classes: int) -> bool:
+    """Whether the entries belong to one module whose only difference is how many classes it tells apart."""
+    return len({key.rpartition(".")[0] for key in keys}) == 1 and all(
+        own[key].ndim == state[key].ndim and len(own[key]) == num_classes and own[key].shape[1:] == state[key].shape[1:]
+        for key in keys
+    )

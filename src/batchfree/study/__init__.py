@@ -16,9 +16,11 @@ from batchfree.study._environment import limit_memory, size_bytes  # noqa: E402
 from batchfree.study._estimate import StudyEstimate, estimate_study  # noqa: E402
 from batchfree.study._memory import MemoryNeed, measure_memory  # noqa: E402
 from batchfree.study._models import MODELS  # noqa: E402
+from batchfree.study._ray_engine import RayEngine  # noqa: E402
 from batchfree.study._run import Plan, plan_study, retry_study, run_study  # noqa: E402
 from batchfree.study._runner import Limits, Progress  # noqa: E402
 from batchfree.study._settings import ArmSettings  # noqa: E402
+from batchfree.study._slurm_engine import SlurmEngine  # noqa: E402
 
 __all__ = [
     "DATA_SETS",
@@ -32,6 +34,8 @@ __all__ = [
     "MemoryNeed",
     "Plan",
     "Progress",
+    "RayEngine",
+    "SlurmEngine",
     "Study",
     "StudyEstimate",
     "estimate_study",

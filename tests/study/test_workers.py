@@ -16,6 +16,7 @@ from batchfree.study import PARENT_VARIABLE, Progress, is_parent_gone, load_stud
 from batchfree.study._workers import Workers
 from tests.closeness import assert_close
 from tests.study import sharing
+from tests.study.processes import cell_processes
 
 WORKERS = 3  # the order in which three numbers are added can change; that of two cannot
 
@@ -74,20 +75,6 @@ def test_several_workers_stopped_by_one_of_them_end_with_the_same_bytes(shared: 
     assert halfway != (whole / "weights.safetensors").read_bytes()
 
 
-def workers_of(out: Path) -> list[int]:
-    """The processes that share a cell of the study in `out`, first worker first."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words, variables = ((folder / name).read_bytes().split(b"\0") for name in ("cmdline", "environ"))
-        except OSError:
-            continue
-        ranks = [variable.partition(b"=")[2] for variable in variables if variable.startswith(b"RANK=")]
-        if ranks and b"cell" in words and any(word.startswith(bytes(out)) for word in words):
-            found[int(ranks[0])] = int(folder.name)
-    return [found[rank] for rank in sorted(found)]
-
-
 def test_a_study_stops_its_workers_and_survives_the_loss_of_one(tmp_path: Path) -> None:
     overrides = {"norm": ["bn"], "norm_batch": [4], "train_images": 160, "epochs": 12, "seeds": 1, "workers": 2}
     study = load_study("norm-batch", overrides=overrides)
@@ -98,19 +85,19 @@ def test_a_study_stops_its_workers_and_survives_the_loss_of_one(tmp_path: Path) 
 
     with pytest.raises(KeyboardInterrupt):
         run_study(study, tmp_path, on_progress=interrupt)
-    assert not workers_of(tmp_path)
+    assert not cell_processes(tmp_path)
     (checkpoint,) = tmp_path.rglob("checkpoint.safetensors")
     (log,) = tmp_path.rglob("log.txt")
 
     def kill_the_second(progress: Progress) -> None:
         if progress.running and "going on from step" in log.read_text():
-            for pid in workers_of(tmp_path)[1:]:
+            for pid in cell_processes(tmp_path)[1:]:
                 os.kill(pid, signal.SIGKILL)
 
     (lost,) = run_study(study, tmp_path, on_progress=kill_the_second)
     assert lost.status == "failed"
     assert lost.reason.startswith("worker 2 killed by SIGKILL")
-    assert not workers_of(tmp_path)
+    assert not cell_processes(tmp_path)
     assert checkpoint.exists()
 
     (result,) = run_study(study, tmp_path)
@@ -122,8 +109,8 @@ def test_workers_without_torchrun_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(StudyError, match="torchrun --standalone --nproc-per-node=2"):
         Workers(2)
-    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 3, "MASTER_ADDR": "localhost", "MASTER_PORT": 1}.items():
-        monkeypatch.setenv(name, str(value))
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "::1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(StudyError, match="torchrun started 3"):
         Workers(2)
     with pytest.raises(StudyError, match="device=cuda:1"):

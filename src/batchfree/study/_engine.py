@@ -114,14 +114,17 @@ class LocalJob:
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
+        self._is_stopping = False
 
     def poll(self) -> int | None:
         """Its exit code, or -n after signal n."""
         return self._process.poll()
 
     def stop(self) -> None:
-        """SIGTERM."""
-        self._process.terminate()
+        """SIGTERM, once: a second one makes torchrun leave before its workers have written."""
+        if not self._is_stopping:
+            self._process.terminate()
+        self._is_stopping = True
 
     def kill(self) -> None:
         """SIGKILL, to everything that it started too."""

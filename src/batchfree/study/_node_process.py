@@ -20,7 +20,9 @@ def node_process(parent_variable: str, kills: bool) -> NodeProcess:
         kills: whether being asked again means SIGKILL.
     """
 
-    def run(words: Sequence[str], log: str, environment: Mapping[str, str], folder: str, signals: Sequence[int]) -> int | str:
+    def run(
+        words: Sequence[str], log: str, environment: Mapping[str, str], folder: str, signals: Sequence[int]
+    ) -> int | str:
         import os
         import shlex
         import signal
@@ -44,14 +46,15 @@ def node_process(parent_variable: str, kills: bool) -> NodeProcess:
                 )
             told = 0
             while process.poll() is None:
-                if asked and not told:
-                    process.terminate()
-                elif kills and len(asked) > max(1, told):
-                    os.killpg(process.pid, signal.SIGKILL)
-                told = len(asked)
+                if len(asked) > told:
+                    if kills and len(asked) > 1:
+                        os.killpg(process.pid, signal.SIGKILL)
+                    elif not told:
+                        process.terminate()
+                    told = len(asked)
                 time.sleep(0.1)
             if asked and process.returncode:
-                return f"stopped by {signal.Signals(asked[0]).name}; its checkpoint is kept"
+                return f"stopped by {signal.Signals(asked[0]).name}; its last checkpoint is kept"
             return process.returncode
         finally:
             for number, handler in before.items():

@@ -74,8 +74,9 @@ class SlurmEngine:
             "name": "batchfree",
             "timeout_min": minutes,
             "cpus_per_task": cpus_per_cell,
-            "gpus_per_node": gpus_per_cell,
         }
+        if gpus_per_cell:
+            self._parameters["gpus_per_node"] = gpus_per_cell
         if memory_gb is not None:
             self._parameters["mem_gb"] = memory_gb
         if partition is not None:
@@ -117,15 +118,15 @@ class SlurmJob:
 
     def stop(self) -> None:
         """SIGTERM to the process, on whatever node; a queued job does not start."""
-        self._signal(None, signal.SIGTERM)
+        if self._cluster == "slurm":
+            self._job.cancel(check=False)
+        elif not self._job.done():
+            os.kill(int(self._job.job_id), signal.SIGTERM)  # submitit's own process, which passes it on
 
     def kill(self) -> None:
         """SIGKILL; a process that outlives its job for a moment stops by itself."""
-        self._signal("KILL", signal.SIGKILL)
-
-    def _signal(self, name: str | None, number: int) -> None:
         if self._cluster == "slurm":
-            words = ["scancel", *([] if name is None else [f"--signal={name}", "--full"]), str(self._job.job_id)]
+            words = ["scancel", "--signal=KILL", "--full", str(self._job.job_id)]
             subprocess.run(words, capture_output=True, check=False)
-        elif not self._job.done():
-            os.kill(int(self._job.job_id), number)  # submitit's own process, which passes SIGTERM on
+        else:
+            self._job.cancel(check=False)

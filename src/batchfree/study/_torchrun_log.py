@@ -1,4 +1,4 @@
-"""Reading why several workers failed: torchrun ends with exit code 1 whatever happened, and says the rest in its log."""
+"""Why several workers failed: torchrun ends with exit code 1 whatever happened, and says the rest in its log."""
 
 from __future__ import annotations
 

@@ -101,7 +101,8 @@ def _is_cuda(device: str) -> bool:
 
 
 def _check_torchrun(count: int) -> None:
-    missing = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in names if not os.environ.get(name)]
     if not missing and int(os.environ["WORLD_SIZE"]) == count:
         return
     found = "this process is not one of torchrun's" if missing else f"torchrun started {os.environ['WORLD_SIZE']}"

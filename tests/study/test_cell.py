@@ -83,7 +83,7 @@ def test_a_cell_may_wait_for_another_process_to_leave(cell: CellConfig, tmp_path
     lock.acquire()
     leaving = threading.Timer(0.2, lock.release)
     leaving.start()
-    result = run_cell(cell, tmp_path, wait_seconds=60)
+    result = run_cell(cell, tmp_path, lock_seconds=60)
     leaving.join()
     assert result is not None
     assert result.status == "done"

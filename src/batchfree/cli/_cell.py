@@ -15,7 +15,8 @@ from batchfree.records import CellConfig, CellResult
 
 __all__ = ["cell"]
 
-LEAVING_SECONDS = 30.0
+#: More than NFS takes to give up the lock of a node that is lost (90 s).
+LOCK_SECONDS = 120.0
 
 
 def cell(
@@ -23,26 +24,29 @@ def cell(
     out: Annotated[Path, typer.Option(help="Folder of this one run.")],
 ) -> None:
     """One training run of a study, alone: the command that the report gives for each cell."""
-    from batchfree.study import PARENT_VARIABLE, limit_memory, run_cell
+    from batchfree.study import PARENT_VARIABLE, is_parent_gone, limit_memory, run_cell
 
     received: list[int] = []
     for number in STOPPING_SIGNALS:
         signal.signal(number, lambda given, _frame: received.append(given))
-    study = os.environ.get(PARENT_VARIABLE)
 
     def should_stop() -> bool:
-        if study is not None and os.getppid() != int(study):
+        if is_parent_gone():
             received.append(signal.SIGHUP)  # the study is gone, by whatever end
         return bool(received)
 
     limit_memory()
-    # A cell whose study was killed may still be writing its last checkpoint.
-    wait_seconds = LEAVING_SECONDS if study is not None else 0.0
-    result = run_cell(_cell_config(assignments), out, should_stop, wait_seconds=wait_seconds)
+    # Started by a study, it may follow on a process of the same cell that is still about to stop.
+    lock_seconds = LOCK_SECONDS if PARENT_VARIABLE in os.environ else 0.0
+    result = run_cell(_cell_config(assignments), out, should_stop, lock_seconds=lock_seconds)
+    is_first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes
     if result is None:
-        print("Stopped; a checkpoint is written. The same command goes on from there.", flush=True)
-        raise typer.Exit(SIGNALLED + received[0])
-    print(_outcome(result))
+        if is_first:
+            print("Stopped; a checkpoint is written. The same command goes on from there.", flush=True)
+        # another worker may have been told, and not this one
+        raise typer.Exit(SIGNALLED + (received[0] if received else signal.SIGTERM))
+    if is_first:
+        print(_outcome(result))
 
 
 def _cell_config(assignments: list[str]) -> CellConfig:

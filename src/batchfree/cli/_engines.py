@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from batchfree.errors import StudyError, unknown_name
-from batchfree.study import Engine, Limits, LocalEngine, size_bytes
+from batchfree.study import Engine, Limits, LocalEngine, RayEngine, SlurmEngine, size_bytes
 
 __all__ = ["build_engine", "limits_from"]
 

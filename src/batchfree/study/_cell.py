@@ -8,7 +8,7 @@ at any step goes on from its checkpoint to the same bits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -35,14 +35,15 @@ def run_cell(
     should_stop: Callable[[], bool] = lambda: False,
     *,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
-    wait_seconds: float = 0.0,
+    lock_seconds: float = 0.0,
 ) -> CellResult | None:
     """Trains one network and writes `folder`; goes on where an earlier start of the same cell stopped.
 
     Args:
         should_stop: asked after every step; once true, a checkpoint is written and the run ends.
         checkpoint_seconds: between two checkpoints; how much work a kill may cost.
-        wait_seconds: for another process in `folder` to leave.
+        lock_seconds: how long another process may still be at work in `folder`. One whose study is gone, or whose node
+            is lost, stops by itself, but not at once.
 
     Returns:
         The result, also when it was there already; `None` when it was asked to stop.
@@ -52,28 +53,49 @@ def run_cell(
             it; or the disk is full: what was written before is whole, and the next start goes on from it.
         DataError: the data set is missing, or is not the one the configuration was made for.
     """
-    workers = Workers(config.workers)
-    with only_writer(folder, wait_seconds=wait_seconds):
-        _check_owner(folder, config)
-        result_file = folder / "result.json"
-        if result_file.exists():
-            earlier = read_record(result_file, CellResult)
-            if earlier.is_final:
+    with Workers(config.workers, config.device) as workers:
+        # The first worker alone writes. The others read only while it holds the folder.
+        with only_writer(folder, lock_seconds) if workers.rank == 0 else nullcontext():
+            workers.wait()
+            return _run(config, folder, workers, should_stop, checkpoint_seconds)
+
+
+def _run(
+    config: CellConfig,
+    folder: Path,
+    workers: Workers,
+    should_stop: Callable[[], bool],
+    checkpoint_seconds: float,
+) -> CellResult | None:
+    """`run_cell` in a folder that is ours."""
+    _check_owner(folder, config)
+    result_file = folder / "result.json"
+    if result_file.exists():
+        earlier = read_record(result_file, CellResult)
+        if earlier.is_final:
+            if workers.rank == 0:
                 remove_checkpoints(folder / CHECKPOINT)  # of a run that was killed between its result and this
-                return earlier
-        with _pinned(config.threads):
-            environment = _checked_environment(folder, config)
-            data = _load_checked(config)
-            with says_what_to_do_when_full(folder):
+            return earlier
+    with _pinned(config.threads):
+        environment = _checked_environment(folder, config)
+        data = _load_checked(config)
+        is_writer = workers.rank == 0
+        with says_what_to_do_when_full(folder):
+            if is_writer:
                 write_record(folder / "config.json", config)
                 write_record(folder / "environment.json", environment)
-                result, cost = _train(config, folder, data, workers, should_stop, checkpoint_seconds)
-                if result is not None:
-                    write_record(folder / "cost.json", cost)
-                    write_record(result_file, result)
-                    if result.is_final:
-                        remove_checkpoints(folder / CHECKPOINT)
-                return result
+            result, cost = _train(config, folder, data, workers, should_stop, checkpoint_seconds)
+            if result is not None and is_writer:
+                write_record(folder / "cost.json", cost)
+                write_record(result_file, result)
+                if result.is_final:
+                    remove_checkpoints(folder / CHECKPOINT)
+        if result is not None and result.status == "out of memory" and workers.count > 1:
+            raise StudyError(  # and ends the others, which wait for this one
+                f"worker {workers.rank + 1} of {workers.count} is out of memory ({result.reason}). Each needs room for "
+                f"its part of the SGD batch. Pass a smaller sgd_batch, or more workers."
+            )
+        return result
 
 
 def _train(

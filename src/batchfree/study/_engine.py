@@ -13,10 +13,29 @@ from typing import Protocol
 
 from batchfree.errors import StudyError
 
-__all__ = ["PARENT_VARIABLE", "Engine", "Job", "LocalEngine", "Task"]
+__all__ = ["PARENT_VARIABLE", "Engine", "Job", "LocalEngine", "Task", "is_parent_gone"]
 
 #: Tells a cell whose child it is: it stops, with a checkpoint, when that process is gone, however it went.
 PARENT_VARIABLE = "BATCHFREE_STUDY_PID"
+
+
+def is_parent_gone() -> bool:
+    """Whether the process that `PARENT_VARIABLE` names has ended; `False` where it names none."""
+    named = os.environ.get(PARENT_VARIABLE)
+    if named is None:
+        return False
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return os.getppid() != int(named)
+    # torchrun's agent stands in between. It passes signals on, and does not see when its own parent ends.
+    if os.name != "posix":
+        return False
+    try:
+        os.kill(int(named), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 @dataclass(frozen=True)
@@ -95,14 +114,17 @@ class LocalJob:
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
+        self._is_stopping = False
 
     def poll(self) -> int | None:
         """Its exit code, or -n after signal n."""
         return self._process.poll()
 
     def stop(self) -> None:
-        """SIGTERM."""
-        self._process.terminate()
+        """SIGTERM, once: a second one makes torchrun leave before its workers have written."""
+        if not self._is_stopping:
+            self._process.terminate()
+        self._is_stopping = True
 
     def kill(self) -> None:
         """SIGKILL, to everything that it started too."""

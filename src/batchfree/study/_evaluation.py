@@ -68,7 +68,10 @@ def recomputed_statistics(network: nn.Module, images: Tensor) -> Iterator[None]:
     """
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     kept = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
-    attributes = [(norm.momentum, norm.norm_batch if isinstance(norm, GhostBatchNorm2d) else None) for norm in norms]
+    attributes = [
+        (norm.momentum, *((norm.norm_batch, norm.workers) if isinstance(norm, GhostBatchNorm2d) else (None, None)))
+        for norm in norms
+    ]
     batches = torch.split(images, VALIDATION_BATCH)
     if len(batches) > 1 and len(batches[-1]) < VALIDATION_BATCH:
         batches = batches[:-1]
@@ -79,13 +82,16 @@ def recomputed_statistics(network: nn.Module, images: Tensor) -> Iterator[None]:
                 norm.momentum = 1 / (index + 1)  # the running value becomes the mean of all batches so far
                 if isinstance(norm, GhostBatchNorm2d):
                     norm.norm_batch = len(batch)
+                    norm.workers = 1  # each computes the same
             network(batch)
         yield
     finally:
-        for norm, buffers, (momentum, norm_batch) in zip(norms, kept, attributes, strict=True):
+        for norm, buffers, (momentum, norm_batch, workers) in zip(norms, kept, attributes, strict=True):
             norm.momentum = momentum
-            if isinstance(norm, GhostBatchNorm2d) and norm_batch is not None:
-                norm.norm_batch = norm_batch
+            if isinstance(norm, GhostBatchNorm2d):
+                assert norm_batch is not None
+                assert workers is not None
+                norm.norm_batch, norm.workers = norm_batch, workers
             for name, buffer in norm.named_buffers():
                 buffer.copy_(buffers[name])
 

@@ -14,19 +14,16 @@ __all__ = ["only_writer", "says_what_to_do_when_full"]
 
 
 @contextmanager
-def only_writer(folder: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
+def only_writer(folder: Path, seconds: float = 0.0) -> Iterator[None]:
     """Holds `folder`, made if it is not there, for one process; what a killed one had half written is removed.
 
-    Args:
-        wait_seconds: for another process that is about to leave.
-
     Raises:
-        StudyError: another process holds it, or it cannot be written.
+        StudyError: another process holds it, and `seconds` later still; or it cannot be written.
     """
     lock = filelock.FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=wait_seconds)
+        lock.acquire(timeout=seconds)
         for half_written in folder.glob(".*.tmp"):
             half_written.unlink()
     except filelock.Timeout:

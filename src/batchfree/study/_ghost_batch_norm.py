@@ -27,6 +27,8 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
     """
 
     norm_batch: int
+    #: Processes that share each batch and call this layer together, each with the next part; see `Workers`.
+    workers: int = 1
 
     @classmethod
     def from_batch_norm(cls, norm: nn.BatchNorm2d, norm_batch: int) -> GhostBatchNorm2d:
@@ -75,17 +77,26 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _update_running(self, means: Tensor, variances: Tensor) -> None:
-        """As `count` updates one after the other: part i keeps momentum * (1 - momentum)^(count - 1 - i)."""
+        """As one update after the other, of all workers' parts in order.
+
+        Part i of k keeps momentum * (1 - momentum)^(k - 1 - i); worker r of w holds parts r * k / w and those after it.
+        """
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
-        count = len(means)
-        kept = (1 - self.momentum) ** torch.arange(count - 1, -1, -1, dtype=torch.float64)
-        weights = (self.momentum * kept).to(means.dtype)
-        for running, parts in ((self.running_mean, means), (self.running_var, variances)):
-            running.mul_((1 - self.momentum) ** count).add_(weights @ parts)
-        self.num_batches_tracked.add_(count)
+        count, rank = len(means), 0
+        if self.workers > 1:
+            rank = torch.distributed.get_rank()
+        total = count * self.workers
+        later = torch.arange(total - 1 - rank * count, total - 1 - (rank + 1) * count, -1, dtype=torch.float64)
+        weights = (self.momentum * (1 - self.momentum) ** later).to(means)
+        updates = torch.stack([weights @ means, weights @ variances])
+        if self.workers > 1:
+            torch.distributed.all_reduce(updates)
+        for running, update in zip((self.running_mean, self.running_var), updates, strict=True):
+            running.mul_((1 - self.momentum) ** total).add_(update)
+        self.num_batches_tracked.add_(total)
 
 
 def _has_activation(norm: nn.Module) -> bool:

@@ -15,10 +15,13 @@ from batchfree.records import CellConfig, CellResult, Status, read_record, write
 from batchfree.study._engine import Engine, Job, Task
 from batchfree.study._environment import MEMORY_VARIABLE, says_out_of_memory
 from batchfree.study._folder import says_what_to_do_when_full
+from batchfree.study._torchrun_log import first_failure
 
 __all__ = ["Limits", "Progress", "StudyRun"]
 
 POLL_SECONDS = 0.1
+#: The network interface that no other machine can reach.
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 #: A cell that was asked to stop writes a checkpoint first; after this long it is killed.
 STOP_SECONDS = 30.0
 
@@ -46,7 +49,8 @@ class Progress:
 class _Running:
     cell: CellConfig
     job: Job
-    started: float
+    logged_bytes: int  # before it was handed to the engine
+    started: float | None = None  # `None` while it may still wait in the engine's queue
     is_timed_out: bool = False
 
 
@@ -97,16 +101,22 @@ class StudyRun:
         folder = self._folder(cell)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "result.json").unlink(missing_ok=True)  # of an attempt that failed
-        python = [sys.executable, "-m"]
-        if cell.workers > 1:
-            python += ["torch.distributed.run", "--standalone", f"--nproc-per-node={cell.workers}", "--module"]
-        words = [*python, "batchfree", "cell", *cell.assignments(), "--out", str(folder.resolve())]
+        words = [sys.executable, "-m"]
         threads = str(cell.threads)
         environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        if cell.workers > 1:
+            # On one machine: by its loopback address, since its own name need not resolve; and they find each other by
+            # a file, since the port for it takes pickles from anywhere.
+            words += ["torch.distributed.run", "--rdzv-backend=c10d", "--rdzv-conf=store_type=file"]
+            words += [f"--rdzv-id={cell.cell_id}", "--local-addr=127.0.0.1", f"--nproc-per-node={cell.workers}"]
+            words += ["--module"]
+            environment |= {f"{library}_SOCKET_IFNAME": LOOPBACK for library in ("GLOO", "NCCL")}
+        words += ["batchfree", "cell", *cell.assignments(), "--out", str(folder.resolve())]
         if self.limits.memory_bytes is not None:
             environment[MEMORY_VARIABLE] = str(self.limits.memory_bytes)
+        logged_bytes = _size_bytes(folder / "log.txt")
         job = self.engine.start(Task(words, folder / "log.txt", environment))
-        self.running[cell.cell_id] = _Running(cell, job, time.monotonic())
+        self.running[cell.cell_id] = _Running(cell, job, logged_bytes)
 
     def _collect(self) -> None:
         for cell_id, running in list(self.running.items()):
@@ -120,7 +130,13 @@ class StudyRun:
 
     def _stop_late(self, running: _Running) -> None:
         seconds = self.limits.seconds
-        late = -1.0 if seconds is None else time.monotonic() - running.started - seconds
+        if seconds is None:
+            return
+        if running.started is None:
+            if _size_bytes(self._folder(running.cell) / "log.txt") == running.logged_bytes:
+                return  # an engine logs a process's words when it starts it
+            running.started = time.monotonic()
+        late = time.monotonic() - running.started - seconds
         if late >= 0 and not running.is_timed_out:
             running.is_timed_out = True
             running.job.stop()
@@ -174,17 +190,27 @@ class StudyRun:
         return self.out / "cells" / cell.cell_id
 
 
+def _size_bytes(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
 def _reason(outcome: int | str, log: Path) -> str:
     """Why a cell has no result: its exit, and the last line it printed."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    text = text[text.rfind("\n$ ") + 1 :]  # of the last start
+    if found := first_failure(text):
+        worker, code, last = found
+        return f"worker {worker} {_ending(code)}{': ' if last else ''}{last}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     last = "" if not lines or lines[-1].startswith("$ ") else f": {lines[-1]}"
-    if isinstance(outcome, str):
-        return f"{outcome}{last}"
-    if outcome < 0:
-        perhaps = ", as the system does when memory is short" if outcome == -signal.SIGKILL else ""
-        return f"killed by {signal.Signals(-outcome).name}{perhaps}{last}"
-    return f"ended with exit code {outcome}{last}"
+    return f"{outcome if isinstance(outcome, str) else _ending(outcome)}{last}"
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    perhaps = ", as the system does when memory is short" if code == -signal.SIGKILL else ""
+    return f"killed by {signal.Signals(-code).name}{perhaps}"
 
 
 @contextmanager

@@ -58,7 +58,7 @@ class Training:
         self.optimizer = _optimizer(config, self.network)
         self.steps_per_epoch = len(data.train_images) // config.sgd_batch  # the ragged last batch is left out
         self.state = self._restore()
-        self.stepped = workers.wrap(self.network)  # after the weights are those of the checkpoint
+        workers.share_statistics(self.network)
         self.resumed_seconds = self.state.seconds
         self.started = self.checkpointed = time.perf_counter()
 
@@ -106,13 +106,14 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         mine = self.workers.share(chosen)
         images = self.images.training(mine, self._augmented(mine))
-        loss = F.cross_entropy(self.stepped(images), self.data.train_labels[mine].to(self.config.device))
+        loss = F.cross_entropy(self.network(images), self.data.train_labels[mine].to(self.config.device))
         mean_loss = self.workers.mean(loss.item())
         if not math.isfinite(mean_loss):
             raise _DivergedError(
                 f"the loss became {mean_loss} at step {self.state.step + 1} of epoch {self.state.epoch + 1}"
             )
         loss.backward()  # type: ignore[no-untyped-call]
+        self.workers.average_gradients(self.network)
         self.optimizer.step()
         self.state.loss_sum += mean_loss
         self.state.step += 1
@@ -134,7 +135,7 @@ class Training:
     def _validate(self) -> None:
         validation, labels = self.images.validation()
         scores = evaluate(self.network, validation, labels)
-        if not math.isfinite(scores.loss):
+        if self.workers.any(not math.isfinite(scores.loss)):
             raise _DivergedError(f"the validation loss was {scores.loss} after epoch {self.state.epoch + 1}")
         recomputed = None
         if has_batch_norm(self.network) and self.state.epoch + LAST_EPOCHS >= self.config.epochs:
@@ -165,6 +166,7 @@ class Training:
         """The state of the last good checkpoint, or a new one; lines of metrics that came after it are cut off."""
         logged = self.files.metrics.stat().st_size if self.files.metrics.exists() else 0
         state = load_checkpoint(self.files.checkpoint, self.network, self.optimizer, metrics_bytes=logged)
+        self.workers.wait()  # all have read what the first now cuts
         if self.workers.rank == 0:
             if state.total_steps:
                 print(f"going on from step {state.step} of epoch {state.epoch + 1}", flush=True)

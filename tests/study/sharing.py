@@ -1,0 +1,45 @@
+"""Trains cells that are stopped and gone on with; run by torchrun, or called with a single worker."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from batchfree.records import CellConfig, read_record
+from batchfree.study._arm import build_network
+from batchfree.study._data import load_data
+from batchfree.study._training import Training, TrainingFiles
+from batchfree.study._workers import Workers
+
+STEPS = 7  # of 18, in the second epoch
+
+
+def train_all(folder: Path, workers: Workers) -> None:
+    """Trains every cell in `folder` twice: to the end, and with a stop, for which the last worker alone asks."""
+    for path in sorted(folder.glob("*.json")):
+        config = read_record(path, CellConfig)
+        whole, stopped = folder / path.stem / "whole", folder / path.stem / "stopped"
+        _train(config, whole, workers, lambda: False)
+        calls = iter(range(1, 10**6))
+        _train(config, stopped, workers, lambda calls=calls: next(calls) >= STEPS and workers.rank == workers.count - 1)
+        _train(config, stopped, workers, lambda: False)
+
+
+def _train(config: CellConfig, folder: Path, workers: Workers, should_stop: Callable[[], bool]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    data = load_data("digits").take(config.train_images)
+    files = TrainingFiles(folder / "metrics.jsonl", folder / "checkpoint", 1e6)
+    training = Training(config, files, data, build_network(config, data), workers, should_stop)
+    result = training.finish()
+    if workers.rank == 0:
+        name = "stopped" if result is None else "weights"
+        save_file(training.network.state_dict(), folder / f"{name}.safetensors")
+
+
+if __name__ == "__main__":
+    folder, count = Path(sys.argv[1]), int(sys.argv[2])
+    with Workers(count) as workers:
+        train_all(folder, workers)

@@ -13,14 +13,17 @@ SURFACE = {
         "Activation", "GroupNorm", "KernelInfo", "Moments", "WSConv1d", "WSConv2d", "WSConv3d", "apply_moments", "fold",
         "group_norm", "kernel_info", "merge_moments", "moments", "standardize_weight",
     },
-    "batchfree.convert": {"Affine", "Norm", "convert"},
+    "batchfree.convert": {"Affine", "Groups", "Norm", "convert", "standardize_weights"},
     "batchfree.report": {
         "Advice", "Arm", "Arms", "Choice", "Difference", "Exhibit", "PublishedSeries", "advise", "build_report",
         "compare", "gather_arms", "holm", "paired_p_value", "published_exhibits", "results_csv", "student_interval",
     },
     "batchfree.export": {"FORMATS", "Format", "export"},
     "batchfree.study": {
-        "DATA_SETS", "MODELS", "PARENT_VARIABLE", "NormBatchSettings", "Progress", "run_cell", "run_study",
+        "ArmSettings", "DATA_SETS", "Engine", "Limits", "LocalEngine", "MODELS", "MemoryNeed", "PARENT_VARIABLE",
+        "Plan", "Progress", "RayEngine", "STUDIES", "SlurmEngine", "Study", "StudyEstimate", "estimate_study",
+        "is_parent_gone", "limit_memory", "load_study", "measure_memory", "plan_study", "retry_study", "run_cell",
+        "run_study", "size_bytes", "study_text",
     },
 }  # fmt: skip
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -23,9 +25,12 @@ def train_all(folder: Path, workers: Workers) -> None:
         config = read_record(path, CellConfig)
         whole, stopped = folder / path.stem / "whole", folder / path.stem / "stopped"
         _train(config, whole, workers, lambda: False)
-        calls = iter(range(1, 10**6))
-        _train(config, stopped, workers, lambda calls=calls: next(calls) >= STEPS and workers.rank == workers.count - 1)
+        _train(config, stopped, workers, partial(_asks, count(1), workers))
         _train(config, stopped, workers, lambda: False)
+
+
+def _asks(calls: Iterator[int], workers: Workers) -> bool:
+    return next(calls) >= STEPS and workers.rank == workers.count - 1
 
 
 def _train(config: CellConfig, folder: Path, workers: Workers, should_stop: Callable[[], bool]) -> None:

@@ -27,15 +27,15 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "convert": ({"torch", "groups", "errors"}, {"torch"}),
     "records": ({"errors"}, {"pydantic", "typing_extensions"}),
     "study": (
-        {"convert", "torch", "records", "errors", ""},
-        {"torch", "torchvision", "timm", "pydantic", "numpy", "PIL", "sklearn", "safetensors", "filelock"},
+        {"convert", "torch", "records", "groups", "errors", ""},
+        {"torch", "torchvision", "timm", "pydantic", "numpy", "PIL", "sklearn", "safetensors", "filelock", "tomli"},
     ),
     "report": ({"records", "errors"}, {"numpy", "scipy", "matplotlib", "jinja2"}),
     # Its libraries are imported through errors.require, by name.
     "export": ({"records", "errors"}, {"pyarrow", "tensorboard", "mlflow"}),
     "cli": (
         {"_core", "convert", "torch", "records", "errors", "study", "report", "export", ""},
-        {"typer", "rich", "pydantic"},
+        {"typer", "rich", "pydantic", "tomli"},
     ),
 }
 

@@ -5,7 +5,7 @@ from batchfree.study import load_study, run_study
 
 from batchfree.errors import require as _require
 
-for _module in ("torch", "torchvision", "pydantic", "PIL"):
+for _module in ("torch", "pydantic", "PIL"):
     _require(_module, "study")
 
 from batchfree.study._cell import run_cell  # noqa: E402 (after the checks for the extra)

@@ -169,3 +169,14 @@ class SampleStudy:
     def read(self, out: Path) -> tuple[StudyRecord, list[CellRecord]]:
         """The study and its cells as a reader gets them back from `out`."""
         return read_study(self.write(out))
+
+
+def whole_study() -> SampleStudy:
+    study = SampleStudy().add("bn", 32, {0: 10.0, 1: 10.2, 2: 10.1}).add("bn", 2, {0: 13.0, 1: 13.3, 2: 13.0})
+    return study.add("gn", None, {0: 9.9, 1: 10.4, 2: 10.1}).add("ln", None, {0: 12.0, 1: 12.3, 2: 12.1})
+
+
+def ragged_study() -> SampleStudy:
+    study = SampleStudy().add("bn", 32, {0: 10.0, 1: 10.2, 2: 10.1})
+    study.add("bn", 1, {0: "diverged: loss is nan at step 3", 1: 30.0, 2: "missing"})
+    return study.add("gn", None, {0: 9.9, 1: 10.5, 2: "failed: killed by signal 9"})

@@ -35,12 +35,12 @@ def test_every_seed_is_a_point_and_the_stroke_is_their_mean(tmp_path: Path) -> N
 
 def test_rows_of_one_setting_stand_together_under_its_name(tmp_path: Path) -> None:
     study = SampleStudy(name="mine", figure="bars", axes=("model", "norm"))
-    for model in ("resnet20", "$x$ & <y>"):
+    for model in ("resnet20", "$\\frac$ & <y>"):
         study.add("bn", 32, {0: 10.0, 1: "out of memory: x"}, model=model).add("gn", None, {0: 9.0}, model=model)
     labels = draw(study, tmp_path, "errors").labels
-    assert [label for label in labels if label in ("ResNet-20", "$x$ &amp; &lt;y&gt;")] == [
+    assert [label for label in labels if label in ("ResNet-20", "$\\frac$ &amp; &lt;y&gt;")] == [
         "ResNet-20",
-        "$x$ &amp; &lt;y&gt;",
+        "$\\frac$ &amp; &lt;y&gt;",
     ]
     assert labels.count("BN") == 3, "two rows and the legend"
     assert labels.count("1 of 2 lost") == 2

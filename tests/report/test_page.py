@@ -2,48 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import os
-import re
-import shutil
-import subprocess
-from collections import Counter
 from pathlib import Path
-
-import pytest
 
 from batchfree.records import Comparison, Cost
 from batchfree.report import build_report
 from tests.report.page import Page
-from tests.report.sample_study import SampleStudy
+from tests.report.sample_study import SampleStudy, ragged_study, whole_study
 
 ATTACK = "<script>alert('x')</script>\"'&{{ 7 * 7 }}"
 
 
-def whole_study() -> SampleStudy:
-    study = SampleStudy().add("bn", 32, {0: 10.0, 1: 10.2, 2: 10.1}).add("bn", 2, {0: 13.0, 1: 13.3, 2: 13.0})
-    return study.add("gn", None, {0: 9.9, 1: 10.4, 2: 10.1}).add("ln", None, {0: 12.0, 1: 12.3, 2: 12.1})
-
-
-def ragged_study() -> SampleStudy:
-    study = SampleStudy().add("bn", 32, {0: 10.0, 1: 10.2, 2: 10.1})
-    study.add("bn", 1, {0: "diverged: loss is nan at step 3", 1: 30.0, 2: "missing"})
-    return study.add("gn", None, {0: 9.9, 1: 10.5, 2: "failed: killed by signal 9"})
-
-
 def page_of(study: SampleStudy, out: Path) -> Page:
     return Page(build_report(study.write(out)))
-
-
-@pytest.fixture(scope="module")
-def whole_page(tmp_path_factory: pytest.TempPathFactory) -> Page:
-    return page_of(whole_study(), tmp_path_factory.mktemp("whole"))
-
-
-@pytest.fixture(scope="module")
-def ragged_page(tmp_path_factory: pytest.TempPathFactory) -> Page:
-    return page_of(ragged_study(), tmp_path_factory.mktemp("ragged"))
 
 
 def test_advice_stands_on_top_in_two_sentences(whole_page: Page) -> None:
@@ -279,76 +250,3 @@ def test_published_numbers_stand_as_printed_with_source_and_different_data(whole
         "Norm batch: images per GPU": "BN", "32": "23.6", "16": "23.7", "8": "24.8", "4": "27.3", "2": "34.7",
     }  # fmt: skip
     assert "Different data. Wu & He 2018 (arXiv 1803.08494v3), Table 2: ResNet-50 on ImageNet" in whole_page.text
-
-
-@pytest.fixture(scope="module")
-def joint_page(tmp_path_factory: pytest.TempPathFactory) -> Page:
-    out = tmp_path_factory.mktemp("joint")
-    second = SampleStudy(name="bit", title="Four & more", figure="bars", axes=("norm",))
-    second.add("bn", 32, {0: 10.0, 1: 10.5}, recomputed={0: 9.0, 1: 9.5}).add("bn+ws", 32, {0: 9.0, 1: 9.75})
-    return Page(
-        build_report(
-            ragged_study().write(out / "a"), second.write(out / "b"), whole_study().write(out / "c"), to=out / "r"
-        )
-    )
-
-
-def test_several_studies_have_a_table_of_contents_that_leads_to_each_of_them(joint_page: Page) -> None:
-    titles = [text for level, text in joint_page.headings if level == 2]
-    assert titles == ["Contents", *titles[1:4], "How the numbers are made", "Words"]
-    assert titles[2] == "Four & more"
-    links = [attributes["href"] for tag, attributes in joint_page.tags if tag == "a"]
-    assert {"#norm-batch-study", "#bit-study", "#norm-batch-2-study", "#bit-errors", "#bit-runs"} <= set(links)
-    assert "3 studies · 22 of 25 runs finished" in joint_page.text
-
-
-@pytest.mark.parametrize("name", ["ragged_page", "joint_page"])
-def test_page_has_landmarks_and_a_skip_link_first(name: str, request: pytest.FixtureRequest) -> None:
-    page: Page = request.getfixturevalue(name)
-    names = [tag for tag, _ in page.tags]
-    assert [names.count(landmark) for landmark in ("header", "nav", "main")] == [1, 1, 1]
-    first_link = next(attributes for tag, attributes in page.tags if tag == "a")
-    assert first_link["href"] == "#main"
-    assert [attributes["id"] for tag, attributes in page.tags if tag == "main"] == ["main"]
-    assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
-    headers = [attributes for tag, attributes in page.tags if tag == "th"]
-    assert all("scope" in attributes for attributes in headers)
-
-
-@pytest.mark.parametrize("name", ["ragged_page", "joint_page"])
-def test_links_inside_the_page_lead_somewhere_and_ids_are_unique(name: str, request: pytest.FixtureRequest) -> None:
-    page: Page = request.getfixturevalue(name)
-    assert max(Counter(page.ids).values()) == 1
-    for address in page.loaded:
-        if address.startswith("#"):
-            assert address[1:] in page.ids
-    labels = [attributes["aria-labelledby"] for _, attributes in page.tags if "aria-labelledby" in attributes]
-    assert set(labels) <= set(page.ids)
-
-
-@pytest.mark.parametrize("name", ["whole_page", "joint_page"])
-def test_headings_go_down_one_level_at_a_time(name: str, request: pytest.FixtureRequest) -> None:
-    page: Page = request.getfixturevalue(name)
-    levels = [level for level, _ in page.headings]
-    assert levels[0] == 1
-    assert levels.count(1) == 1
-    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
-
-
-def test_page_opens_in_a_browser_without_an_error(tmp_path: Path) -> None:
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        assert os.environ.get("CI") != "true", "CI must open the page in a browser, and there is no chromium on PATH"
-        pytest.skip("no chromium on PATH")
-    page = page_of(ragged_study(), tmp_path / "study")
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync --enable-logging=stderr --dump-dom"
-    )
-    command = [browser, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", page.path.as_uri()]
-    opened = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert opened.returncode == 0, opened.stderr
-    assert "CONSOLE" not in opened.stderr, opened.stderr
-    words = " ".join(re.sub("<[^>]*>", " ", opened.stdout).replace("&nbsp;", " ").split())
-    for sentence in page.advice:
-        assert sentence in words

@@ -53,10 +53,7 @@ def validation_figure(arms: Arms) -> Figure:
     def rows(columns: int) -> int:
         return math.ceil(len(panels) / min(columns, len(panels)))
 
-    caption = (
-        "Validation error by epoch, one scale for all panels. Thin lines are seeds, with those that did not finish; "
-    )
-    caption += f"thick lines are means of the finished ones.{_cut(arms.trained, ERROR)}"
+    caption = f"Validation error by epoch, one scale for all panels. {LINES}{_cut(arms.trained, ERROR)}"
     if arms.has_any_norm_batch and len(arms.norm_batches) > 1:
         caption += " Norms that do not see the norm batch are the same runs in every panel."
     return Figure(

@@ -93,6 +93,7 @@ def test_private_modules_stay_inside_their_package() -> None:
         ("batchfree.records", {"torch", "numpy"}),
         ("batchfree.report", {"torch", "torchvision"}),
         ("batchfree.cli", {"torch", "torchvision", "matplotlib", "scipy"}),
+        ("batchfree.study", {"ray", "submitit", "matplotlib"}),
         ("batchfree.torch", {"torchvision", "matplotlib", "pydantic"}),
     ],
 )

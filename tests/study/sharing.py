@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,9 +24,13 @@ def train_all(folder: Path, workers: Workers) -> None:
         config = read_record(path, CellConfig)
         whole, stopped = folder / path.stem / "whole", folder / path.stem / "stopped"
         _train(config, whole, workers, lambda: False)
-        calls = iter(range(1, 10**6))
-        _train(config, stopped, workers, lambda calls=calls: next(calls) >= STEPS and workers.rank == workers.count - 1)
+        _train(config, stopped, workers, _last_worker_asks(workers))
         _train(config, stopped, workers, lambda: False)
+
+
+def _last_worker_asks(workers: Workers) -> Callable[[], bool]:
+    steps = itertools.count(1)
+    return lambda: next(steps) >= STEPS and workers.rank == workers.count - 1
 
 
 def _train(config: CellConfig, folder: Path, workers: Workers, should_stop: Callable[[], bool]) -> None:

@@ -54,11 +54,12 @@ def run_cell(
         DataError: the data set is missing, or is not the one the configuration was made for.
         OSError: the disk is full; what was written before is whole, and the next start goes on from it.
     """
-    with Workers(config.workers, config.device) as workers:
-        # The first worker alone writes. The others read only while it holds the folder.
-        with only_writer(folder, lock_seconds) if workers.rank == 0 else nullcontext():
-            workers.wait()
-            return _run(config, folder, workers, should_stop, checkpoint_seconds)
+    with (
+        Workers(config.workers, config.device) as workers,
+        only_writer(folder, lock_seconds) if workers.rank == 0 else nullcontext(),  # the first alone writes
+    ):
+        workers.wait()  # the others read only while it holds the folder
+        return _run(config, folder, workers, should_stop, checkpoint_seconds)
 
 
 def _run(

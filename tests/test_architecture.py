@@ -100,6 +100,7 @@ def test_private_modules_stay_inside_their_package() -> None:
         ("batchfree.study", {"torchvision", "timm", "sklearn", "matplotlib", "scipy"}),
         ("batchfree.export", {"torch", "numpy", "pyarrow", "tensorboard", "mlflow"}),
         ("batchfree.cli", {"torch", "torchvision", "matplotlib", "scipy"}),
+        ("batchfree.study", {"ray", "submitit", "matplotlib"}),
         ("batchfree.torch", {"torchvision", "matplotlib", "pydantic"}),
     ],
 )

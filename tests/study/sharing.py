@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
-from itertools import count
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -25,12 +24,13 @@ def train_all(folder: Path, workers: Workers) -> None:
         config = read_record(path, CellConfig)
         whole, stopped = folder / path.stem / "whole", folder / path.stem / "stopped"
         _train(config, whole, workers, lambda: False)
-        _train(config, stopped, workers, partial(_asks, count(1), workers))
+        _train(config, stopped, workers, _last_worker_asks(workers))
         _train(config, stopped, workers, lambda: False)
 
 
-def _asks(calls: Iterator[int], workers: Workers) -> bool:
-    return next(calls) >= STEPS and workers.rank == workers.count - 1
+def _last_worker_asks(workers: Workers) -> Callable[[], bool]:
+    steps = itertools.count(1)
+    return lambda: next(steps) >= STEPS and workers.rank == workers.count - 1
 
 
 def _train(config: CellConfig, folder: Path, workers: Workers, should_stop: Callable[[], bool]) -> None:

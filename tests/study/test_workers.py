@@ -109,13 +109,8 @@ def test_workers_without_torchrun_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(StudyError, match="torchrun --standalone --nproc-per-node=2"):
         Workers(2)
-    for name, value in {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "3",
-        "MASTER_ADDR": "::1",
-        "MASTER_PORT": "1",
-    }.items():
+    set_by_torchrun = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "::1", "MASTER_PORT": "1"}
+    for name, value in set_by_torchrun.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(StudyError, match="torchrun started 3"):
         Workers(2)

@@ -114,12 +114,17 @@ class RayJob:
 
 
 def _connect(ray: Any, address: str | None) -> None:
-    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     if address in (None, "local"):
-        # Ray listens on every interface all the same; with a token, other machines are refused.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        # Ray listens on every interface all the same; since 2.60 it asks whoever connects for a token.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(address="local", _node_ip_address="127.0.0.1", **quiet)
+        try:
+            ray.init(address="local", _node_ip_address="127.0.0.1", include_dashboard=False, **quiet)
+        except (RuntimeError, OSError) as error:
+            raise StudyError(
+                f"Ray does not start on this machine ({error}). It needs some 300 MB and its folder /tmp/ray. Make "
+                f"room, pass --ray-address of a cluster, or leave --engine ray out."
+            ) from error
         return
     assert address is not None
     if reason := _silence(address):
@@ -127,7 +132,7 @@ def _connect(ray: Any, address: str | None) -> None:
             f"no Ray cluster answers at {address} ({reason}). A running one is needed. Start its head with "
             f"`ray start --head`, or leave the address out to try on this machine."
         )
-    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    ray.init(address=address, **quiet)
 
 
 def _silence(address: str) -> str:

@@ -81,8 +81,12 @@ def hang(folder: Path) -> None:
 
 def run_with_deaths(folder: Path) -> tuple[list[CellResult], Numbers, list[CellResult], Numbers, Numbers]:
     whole = run_undisturbed(quick_study(), folder / "whole")
-    dies = [at_logging("bn-n32", 2, segfault), at_logging("bn-n2-", 2, kill)]
-    engine = ForkedEngine(sabotage=lambda task: [die(task) for die in dies] and None)
+
+    def sabotage(task: Task) -> None:
+        at_logging("bn-n32", 2, segfault)(task)
+        at_logging("bn-n2-", 2, kill)(task)
+
+    engine = ForkedEngine(sabotage=sabotage)
     results = run_study(quick_study(), folder / "out", engine=engine)
     first = numbers(folder / "out")
     again = run_study(quick_study(), folder / "out", engine=ForkedEngine())
@@ -172,9 +176,9 @@ def data_bytes() -> int:
 def run_into_the_memory_limit(folder: Path) -> tuple[list[CellResult], list[CellResult], Numbers, Numbers, list[bytes]]:
     whole = run_undisturbed(greedy_study(), folder / "whole")
     out = folder / "out"
-    limits = Limits(memory_bytes=data_bytes() + (150 << 20))
-    short = run_study(greedy_study(), out, engine=ForkedEngine(), limits=limits)
-    again = retry_study(out, engine=ForkedEngine(), limits=Limits(memory_bytes=limits.memory_bytes * 4))
+    room = data_bytes() + (150 << 20)
+    short = run_study(greedy_study(), out, engine=ForkedEngine(), limits=Limits(memory_bytes=room))
+    again = retry_study(out, engine=ForkedEngine(), limits=Limits(memory_bytes=4 * room))
     configs = [(root / "cells" / short[1].cell_id / "config.json").read_bytes() for root in (folder / "whole", out)]
     return short, again, numbers(out), whole, configs
 

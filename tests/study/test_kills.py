@@ -99,10 +99,10 @@ def survive(moments: int, seed: int, folder: Path) -> tuple[int, Counter[str]]:
     (events, seconds), kills, equal = in_fork(undisturbed, cell, folder / "whole"), Counter[str](), 0
     whole = {name: (folder / "whole" / name).read_bytes() for name in KEPT}
     names = {path.name for path in (folder / "whole").iterdir()}
-    for moment in range(moments):
+    at_events = [rng.randrange(len(events)) for _ in range(moments // 2)]
+    at_seconds = [rng.uniform(0, seconds) for _ in range(moments - moments // 2)]
+    for moment, (at_event, at_second) in enumerate([(k, None) for k in at_events] + [(None, t) for t in at_seconds]):
         killed = folder / str(moment)
-        at_event = rng.randrange(len(events)) if moment % 2 else None
-        at_second = None if moment % 2 else rng.uniform(0, seconds)
         while last := start_and_kill(cell, killed, at_event=at_event, at_second=at_second):
             kills[last] += 1
             at_event, at_second = rng.randrange(len(events)), None

@@ -16,10 +16,10 @@ import torch
 from batchfree.errors import DataError, StudyError
 from batchfree.records import CellConfig, CellResult, Cost, Environment, read_record, write_record
 from batchfree.study._arm import build_network
-from batchfree.study._checkpoint import remove_checkpoints
+from batchfree.study._checkpoint import has_checkpoint, remove_checkpoints
 from batchfree.study._data import ImageData, load_data
 from batchfree.study._environment import is_out_of_memory, peak_memory_bytes, present_environment
-from batchfree.study._folder import only_writer
+from batchfree.study._folder import only_writer, says_what_to_do_when_full
 from batchfree.study._training import Training, TrainingFiles
 from batchfree.study._workers import Workers
 
@@ -50,15 +50,15 @@ def run_cell(
 
     Raises:
         StudyError: `folder` belongs to another cell or was begun with another torch, or another process is at work in
-            it.
+            it; or the disk is full: what was written before is whole, and the next start goes on from it.
         DataError: the data set is missing, or is not the one the configuration was made for.
-        OSError: the disk is full; what was written before is whole, and the next start goes on from it.
     """
     with (
         Workers(config.workers, config.device) as workers,
-        only_writer(folder, lock_seconds) if workers.rank == 0 else nullcontext(),  # the first alone writes
+        # The first worker alone writes. The others read only while it holds the folder.
+        only_writer(folder, lock_seconds) if workers.rank == 0 else nullcontext(),
     ):
-        workers.wait()  # the others read only while it holds the folder
+        workers.wait()
         return _run(config, folder, workers, should_stop, checkpoint_seconds)
 
 
@@ -75,20 +75,23 @@ def _run(
     if result_file.exists():
         earlier = read_record(result_file, CellResult)
         if earlier.is_final:
+            if workers.rank == 0:
+                remove_checkpoints(folder / CHECKPOINT)  # of a run that was killed between its result and this
             return earlier
     with _pinned(config.threads):
         environment = _checked_environment(folder, config)
         data = _load_checked(config)
         is_writer = workers.rank == 0
-        if is_writer:
-            write_record(folder / "config.json", config)
-            write_record(folder / "environment.json", environment)
-        result, cost = _train(config, folder, data, workers, should_stop, checkpoint_seconds)
-        if result is not None and is_writer:
-            write_record(folder / "cost.json", cost)
-            write_record(result_file, result)
-            if result.is_final:
-                remove_checkpoints(folder / CHECKPOINT)
+        with says_what_to_do_when_full(folder):
+            if is_writer:
+                write_record(folder / "config.json", config)
+                write_record(folder / "environment.json", environment)
+            result, cost = _train(config, folder, data, workers, should_stop, checkpoint_seconds)
+            if result is not None and is_writer:
+                write_record(folder / "cost.json", cost)
+                write_record(result_file, result)
+                if result.is_final:
+                    remove_checkpoints(folder / CHECKPOINT)
         if result is not None and result.status == "out of memory" and workers.count > 1:
             raise StudyError(  # and ends the others, which wait for this one
                 f"worker {workers.rank + 1} of {workers.count} is out of memory ({result.reason}). Each needs room for "
@@ -109,7 +112,7 @@ def _train(
     try:
         training = Training(config, files, data, build_network(config, data), workers, should_stop)
         return training.finish(), training.cost()
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, OSError) as error:
         if not is_out_of_memory(error):
             raise
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no memory is left'}"
@@ -143,7 +146,7 @@ def _checked_environment(folder: Path, config: CellConfig) -> Environment:
     """This process's environment, in which a checkpoint that is there may be gone on from."""
     present = present_environment(config)
     path = folder / "environment.json"
-    if path.exists() and (folder / CHECKPOINT).exists():
+    if path.exists() and has_checkpoint(folder / CHECKPOINT):
         begun = read_record(path, Environment)
         if begun.torch != present.torch:
             raise StudyError(
@@ -156,7 +159,7 @@ def _checked_environment(folder: Path, config: CellConfig) -> Environment:
 
 def _load_checked(config: CellConfig) -> ImageData:
     data = load_data(config.data, data_dir=config.data_dir, image_size=config.image_size, split=config.split).take(
-        config.train_images
+        config.train_images, config.validation_images
     )
     fingerprint = data.fingerprint()
     if fingerprint != config.data_fingerprint:

@@ -137,3 +137,12 @@ def test_importing_the_report_loads_no_framework() -> None:
     code = "import sys, batchfree.report; print(*sorted({'torch', 'torchvision', 'keras'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_a_place_that_cannot_be_written_is_refused_and_the_study_is_left_alone(tmp_path: Path) -> None:
+    out = study().write(tmp_path / "study")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RecordError, match=r"file cannot be written.*pass another --to"):
+        build_report(out, to=tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+    assert written(out) == {}

@@ -169,6 +169,7 @@ def test_names_are_refused_with_the_nearest_ones() -> None:
         ('[[arms]]\nnorm = ["bn", "ln", "in", "gn", "gn+ws"]', "", "arms is missing"),
         ('title = "', 'titel = "', "Did you mean title"),
         ('figure = "curves"', 'figure = "pie"', "report.figure"),
+        ('reference = { norm = "bn" }', 'reference = { morm = "bn" }', "Did you mean norm"),
     ],
 )
 def test_a_file_with_a_mistake_is_refused_with_its_place(old: str, new: str, pattern: str, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ def build_engine(
     ray_address: str | None,
     cpus_per_cell: int | None,
     gpus_per_cell: float,
+    retries: int,
     slurm_partition: str | None,
     slurm_cluster: str,
 ) -> Engine:
@@ -47,7 +48,9 @@ def build_engine(
     if jobs is not None:
         raise StudyError(f"--jobs {jobs} was given with --engine {engine}, which queues runs itself. Leave it out.")
     if engine == "ray":
-        return RayEngine(ray_address, cpus_per_cell=cpus_per_cell or threads, gpus_per_cell=gpus_per_cell)
+        return RayEngine(
+            ray_address, cpus_per_cell=cpus_per_cell or threads, gpus_per_cell=gpus_per_cell, retries=retries
+        )
     if slurm_cluster not in ("slurm", "local"):
         raise StudyError(unknown_name("--slurm-cluster", slurm_cluster, ("slurm", "local")))
     return SlurmEngine(

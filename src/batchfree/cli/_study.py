@@ -44,6 +44,7 @@ EngineName = Annotated[str, typer.Option("--engine", help="Where runs are made: 
 RayAddress = Annotated[str | None, typer.Option(help="Of a running Ray cluster. [default: Ray on this machine]")]
 CpusPerCell = Annotated[int | None, typer.Option(help="For ray and slurm. [default: the run's threads]")]
 GpusPerCell = Annotated[float, typer.Option(help="For ray and slurm.")]
+Retries = Annotated[int, typer.Option(help="For ray: how often a run is started again whose node was lost.")]
 SlurmPartition = Annotated[str | None, typer.Option(help="[default: the cluster's own]")]
 SlurmCluster = Annotated[str, typer.Option(help="slurm, or local to try submitit on this machine.")]
 TimeLimit = Annotated[float | None, typer.Option(help="Minutes of one start of a run; `retry` goes on after them.")]
@@ -98,7 +99,9 @@ def run(
     ray_address: RayAddress = None,
     cpus_per_cell: CpusPerCell = None,
     gpus_per_cell: GpusPerCell = 0,
-    slurm_partition: SlurmPartition = None,
+    retries: Retries = 3,
+    slurm_partition: Retries = Annotated[int, typer.Option(help="For ray: how often a run is started again whose node was lost.")]
+SlurmPartition = None,
     slurm_cluster: SlurmCluster = "slurm",
     time_limit: TimeLimit = None,
     memory_limit: MemoryLimit = None,
@@ -140,7 +143,7 @@ def run(
         return
     command = shlex.join(["batchfree", *sys.argv[1:]])
     limits = limits_from(time_limit, memory_limit)
-    engine_options = (engine, jobs, ray_address, cpus_per_cell, gpus_per_cell, slurm_partition, slurm_cluster)
+    engine_options = (engine, jobs, ray_address, cpus_per_cell, gpus_per_cell, retries, slurm_partition, slurm_cluster)
     threads_per_cell = max(arm.threads * arm.workers for arm in chosen.arms)
 
     def work(bar: ProgressBar) -> list[CellResult]:
@@ -167,7 +170,9 @@ def retry(
     ray_address: RayAddress = None,
     cpus_per_cell: CpusPerCell = None,
     gpus_per_cell: GpusPerCell = 0,
-    slurm_partition: SlurmPartition = None,
+    retries: Retries = 3,
+    slurm_partition: Retries = Annotated[int, typer.Option(help="For ray: how often a run is started again whose node was lost.")]
+SlurmPartition = None,
     slurm_cluster: SlurmCluster = "slurm",
     time_limit: TimeLimit = None,
     memory_limit: MemoryLimit = None,
@@ -179,7 +184,7 @@ def retry(
 
     record, _ = read_study(out)
     limits = limits_from(time_limit, memory_limit)
-    engine_options = (engine, jobs, ray_address, cpus_per_cell, gpus_per_cell, slurm_partition, slurm_cluster)
+    engine_options = (engine, jobs, ray_address, cpus_per_cell, gpus_per_cell, retries, slurm_partition, slurm_cluster)
     threads_per_cell = max((cell.threads * cell.workers for cell in record.cells), default=1)
 
     def work(bar: ProgressBar) -> list[CellResult]:

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from batchfree.errors import ArgumentError
+from batchfree.errors import ArgumentError, RecordError
 from batchfree.records import CellRecord, StudyRecord, read_study, write_atomically
 from batchfree.report._page import render_page
 from batchfree.report._results_csv import results_csv
@@ -32,7 +32,7 @@ def build_report(*outs: Path, to: Path | None = None) -> Path:
 
     Raises:
         RecordError: one of `outs` holds no study, or a file in it is damaged or of another version; nothing is written
-            then.
+            then. Or the report cannot be written: each file is then the old one or the new.
         ArgumentError: no folder was given, or several without `to`.
     """
     found: dict[Path, Path] = {}
@@ -51,6 +51,17 @@ def build_report(*outs: Path, to: Path | None = None) -> Path:
     table = results_csv({label: view.cells for label, view in zip(labels, views, strict=True)})
 
     place = folders[0] if to is None else to
+    try:
+        _write(place, views, table, page)
+    except OSError as error:
+        raise RecordError(
+            f"{place} cannot be written ({error.strerror or error}). A folder on a disk with room is needed; the "
+            f"studies are as they were. Make room and run `batchfree report` again, or pass another --to."
+        ) from error
+    return place / "report.html"
+
+
+def _write(place: Path, views: list[StudyView], table: str, page: str) -> None:
     for view in views:
         figures = place / "figures" / view.key
         figures.mkdir(parents=True, exist_ok=True)
@@ -58,7 +69,6 @@ def build_report(*outs: Path, to: Path | None = None) -> Path:
             write_atomically(figures / f"{figure.name}.svg", figure.wide)
     write_atomically(place / "results.csv", table.encode())
     write_atomically(place / "report.html", page.encode())
-    return place / "report.html"
 
 
 def _views(studies: list[tuple[Path, StudyRecord, list[CellRecord]]]) -> tuple[list[StudyView], list[str]]:

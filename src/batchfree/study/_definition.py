@@ -153,6 +153,7 @@ def load_study(
         )
     tables = _override(where, overlay.arms or rules.arms or file.arms, settings, dict(overrides or {}))
     arms = _expand(where, tables, settings)
+    _check_comparisons(where, file.report)
     return Study(
         name=file.name,
         title=file.title,
@@ -254,6 +255,13 @@ def _expand(where: str, tables: Sequence[Table], settings: Table) -> tuple[ArmSe
     if not arms:
         raise StudyError(f"{where} has no [[arms]]. A study needs at least one, for instance norm = ['bn', 'gn'].")
     return tuple(dict.fromkeys(arms))
+
+
+def _check_comparisons(where: str, report: ReportSpec) -> None:
+    for comparison in report.compare:
+        for key in (*comparison.reference, *comparison.only):
+            if key not in CellConfig.model_fields:
+                raise StudyError(f"{where}: {unknown_name('setting', key, CellConfig.model_fields)}")
 
 
 def _axes(arms: Sequence[ArmSettings], tables: Sequence[Table]) -> tuple[str, ...]:

@@ -100,8 +100,7 @@ def run(
     cpus_per_cell: CpusPerCell = None,
     gpus_per_cell: GpusPerCell = 0,
     retries: Retries = 3,
-    slurm_partition: Retries = Annotated[int, typer.Option(help="For ray: how often a run is started again whose node was lost.")]
-SlurmPartition = None,
+    slurm_partition: SlurmPartition = None,
     slurm_cluster: SlurmCluster = "slurm",
     time_limit: TimeLimit = None,
     memory_limit: MemoryLimit = None,
@@ -171,8 +170,7 @@ def retry(
     cpus_per_cell: CpusPerCell = None,
     gpus_per_cell: GpusPerCell = 0,
     retries: Retries = 3,
-    slurm_partition: Retries = Annotated[int, typer.Option(help="For ray: how often a run is started again whose node was lost.")]
-SlurmPartition = None,
+    slurm_partition: SlurmPartition = None,
     slurm_cluster: SlurmCluster = "slurm",
     time_limit: TimeLimit = None,
     memory_limit: MemoryLimit = None,

@@ -129,7 +129,7 @@ def test_settings_and_memory_are_printed(tmp_path: Path) -> None:
         assert key in settings
     memory = batchfree_command("study", "memory", "resnet8", "--image", "1x28x28", "--budget", "64MiB", cwd=tmp_path)
     assert memory.returncode == 0, memory.stderr
-    assert "largest batch" in memory.stdout
+    assert "batch at most" in memory.stdout
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:

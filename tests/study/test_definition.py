@@ -134,7 +134,7 @@ def test_a_weights_file_is_known_by_its_content(tmp_path: Path) -> None:
         ({"image_size": -1}, "image_size = -1"),
         ({"train_images": 0}, "train_images = 0"),
         ({"sgd_batch": 256, "norm_batch": [32]}, "more than the 160 training images"),
-        ({"schedule": "bit", "epochs": 101}, "500 steps. Pass --epochs 100 or fewer"),
+        ({"augment": "flip"}, "Allowed: none, crop-flip, resized-crop, blog"),
         ({"workers": 3}, "does not split over 3 workers"),
         ({"groups": 4, "channels_per_group": 4}, "Leave one out"),
         ({"optimiser": "adam"}, "Did you mean optimizer"),

@@ -15,7 +15,6 @@ from batchfree.study._environment import (
     MEMORY_VARIABLE,
     is_out_of_memory,
     limit_memory,
-    peak_memory_bytes,
     present_environment,
     says_out_of_memory,
     size_bytes,
@@ -81,9 +80,3 @@ def test_other_errors_are_not_out_of_memory() -> None:
     assert says_out_of_memory("terminate called after throwing an instance of 'std::bad_alloc'")
     assert says_out_of_memory("memory allocation of 609000 bytes failed")
     assert not says_out_of_memory("ended with exit code 1: ValueError: no such image")
-
-
-def test_the_peak_grows_with_what_is_used() -> None:
-    before = peak_memory_bytes("cpu")
-    _ = b"x" * (64 << 20) + b"y" * (64 << 20)
-    assert peak_memory_bytes("cpu") > before

@@ -75,7 +75,8 @@ def test_a_cluster_that_does_not_answer_is_refused(monkeypatch: pytest.MonkeyPat
 
 
 def _two_cells() -> Study:
-    overrides = {"norm": ["gn"], "norm_batch": [4], "train_images": 160, "epochs": 24, "seeds": 2}
+    # long enough that neither is done while the other still imports torch on a busy machine
+    overrides = {"norm": ["gn"], "norm_batch": [4], "train_images": 160, "epochs": 80, "seeds": 2}
     return load_study("norm-batch", overrides=overrides)
 
 

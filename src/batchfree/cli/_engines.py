@@ -44,6 +44,12 @@ def build_engine(
     if engine not in ENGINES:
         raise StudyError(unknown_name("engine", engine, ENGINES))
     if engine == "local":
+        given = {"--ray-address": ray_address, "--cpus-per-cell": cpus_per_cell, "--slurm-partition": slurm_partition}
+        for option, value in given.items():
+            if value is not None:
+                raise StudyError(
+                    f"{option} {value} was given with --engine local, which has no use for it. Leave it out."
+                )
         return LocalEngine(jobs, threads)
     if jobs is not None:
         raise StudyError(f"--jobs {jobs} was given with --engine {engine}, which queues runs itself. Leave it out.")

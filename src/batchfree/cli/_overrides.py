@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -45,7 +46,7 @@ def _values(key: str, text: str) -> object:
 
 
 def _number_or_word(word: str) -> int | str:
-    return int(word) if word.lstrip("-").isdigit() else word
+    return int(word) if re.fullmatch("-?[0-9]+", word) else word
 
 
 def _toml_value(text: str) -> object:

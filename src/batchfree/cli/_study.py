@@ -89,7 +89,9 @@ def run(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for cells and report; run again, it does what is missing. [default: runs/NAME]"),
+        typer.Option(
+            help="Folder for cells and report; run again, it does what is missing. [default: runs/NAME-PROTOCOL-PRESET]"
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say which runs there are and how long they take.")
@@ -134,7 +136,7 @@ def run(
         settings or [],
     )
     chosen = load_study(study, preset=preset, protocol=protocol, overrides=given)
-    out = Path("runs") / chosen.name if out is None else out
+    out = Path("runs") / "-".join(filter(None, (chosen.name, protocol, preset))) if out is None else out
     if dry_run:
         from batchfree.cli._tables import print_plan
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from batchfree.errors import StudyError
 from batchfree.records import CellRecord, read_study
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ def print_plan(study: Study, out: Path, *, jobs: int | None, download: bool) -> 
     """Every arm, how many of its runs are missing in `out`, and how long these take; nothing is written."""
     from batchfree.study import estimate_study
 
-    console = Console()
+    console = Console(markup=False)
+    if jobs is not None and jobs < 1:
+        raise StudyError(f"--jobs {jobs} was given. It must be at least 1. Leave it out for as many as the cores hold.")
     plan = estimate_study(study, out, download=download)
     table = _table("arm", "runs", "missing", "seconds per run", "note")
     for arm in plan.arms:
@@ -43,7 +46,7 @@ def print_plan(study: Study, out: Path, *, jobs: int | None, download: bool) -> 
 def print_status(out: Path) -> None:
     """One row per run: its state, how far it is, its error or its reason."""
     study, cells = read_study(out)
-    console = Console()
+    console = Console(markup=False)
     table = _table("run", "state", "epochs", "error", "note")
     for cell in cells:
         state, note = _state(out / "cells" / cell.config.cell_id, cell)
@@ -64,7 +67,7 @@ def print_settings() -> None:
     for key, field in ArmSettings.model_fields.items():
         default = "" if field.default is None else str(field.default).lower()
         table.add_row(key, default, field.description or "")
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def print_memory(model: str, image: str, budget: str, norms: list[str], classes: int) -> None:
@@ -72,7 +75,7 @@ def print_memory(model: str, image: str, budget: str, norms: list[str], classes:
     from batchfree.study import measure_memory, size_bytes
 
     limit = size_bytes(budget)
-    table = _table("norm", "weights", "gradients and momentum", "per image", "largest batch", "at norm batch")
+    table = _table("norm", "weights", "gradients and momentum", "per image", "batch at most", "at norm batch")
     for need in measure_memory(model, image=image, norms=norms, classes=classes):
         batch = need.largest_batch(limit)
         table.add_row(
@@ -83,11 +86,12 @@ def print_memory(model: str, image: str, budget: str, norms: list[str], classes:
             str(batch) if batch else "none",
             "as large" if need.norm.startswith("bn") else "any",
         )
-    console = Console()
+    console = Console(markup=False)
     console.print(table)
     console.print(
         f"{model} on images of {image} in float32 with SGD and momentum, under {limit / GIB:.2f} GiB. Per image: what "
-        f"the forward pass keeps for the backward pass, measured; work space of single operators comes on top.",
+        f"the forward pass keeps for the backward pass, measured. The batch is an upper bound: the backward pass's own "
+        f"maps and work space come on top.",
         highlight=False,
     )
 
@@ -103,11 +107,10 @@ def _table(*columns: str) -> Table:
 def _state(folder: Path, cell: CellRecord) -> tuple[str, str]:
     if cell.result is not None:
         return cell.result.status, cell.result.reason
-    metrics = folder / "log.txt"
-    if not metrics.exists():
+    written = [path.stat().st_mtime for name in ("log.txt", "metrics.jsonl") if (path := folder / name).exists()]
+    if not written:
         return "waiting", ""
-    newest = max(path.stat().st_mtime for path in folder.iterdir())
-    return "unfinished", f"last written {_duration(time.time() - newest)} ago"
+    return "unfinished", f"last written {_duration(time.time() - max(written))} ago"
 
 
 def _duration(seconds: float) -> str:

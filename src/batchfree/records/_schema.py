@@ -229,7 +229,7 @@ class Cost(Record):
     seconds: float  # training and validation
     training_seconds: float
     steps: int
-    peak_memory_bytes: int  # of the process, data set included; on an accelerator, of its memory
+    peak_memory_bytes: int  # of training, above what the process held before it; of the last start
 
     @property
     def seconds_per_step(self) -> float | None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchfree.convert import Norm, convert, standardize_weights
+from batchfree.errors import StudyError
 from batchfree.groups import resolve_num_groups
 from batchfree.records import CellConfig
 from batchfree.study._bit_layers import has_bit_layers, require_batch_norm, with_own_layers
@@ -35,7 +36,7 @@ def build_network(config: CellConfig, data: ImageData) -> nn.Module:
         StudyError: no such model, or Batch Norm would see one value per channel.
         ConversionError: the groups do not divide a layer's channels, or hold one value.
     """
-    channels = model_channels(config.model, data.train_images.shape[1])
+    channels = _channels(config, data)
     with torch.random.fork_rng():  # the caller's random numbers stay where they are
         torch.manual_seed(config.seed)
         network = build_model(
@@ -48,6 +49,11 @@ def build_network(config: CellConfig, data: ImageData) -> nn.Module:
     side = data.train_images.shape[2:] if config.image_size is None else (config.image_size, config.image_size)
     example = torch.zeros(1, channels, *side)
     if config.norm == "gn+ws" and has_bit_layers(network):
+        if config.groups != "auto" or config.channels_per_group is not None:
+            raise StudyError(
+                f"groups were given for {config.model}, which is built with groups of its own. They are for networks "
+                f"that are converted. Leave groups and channels_per_group out."
+            )
         return with_own_layers(network)
     require_batch_norm(network, config.model, config.norm)
     if config.norm == "none":
@@ -70,7 +76,7 @@ class NetworkImages:
     """A data set as one network takes it: standardised per channel, grey repeated where colour is wanted."""
 
     def __init__(self, config: CellConfig, data: ImageData) -> None:
-        self._channels = model_channels(config.model, data.train_images.shape[1])
+        self._channels = _channels(config, data)
         self._mean, self._deviation = (part.to(config.device) for part in data.channel_statistics())
         self._pixels = data.train_images
         # Without augmentation every epoch takes the same images, so they are standardised once.
@@ -91,6 +97,11 @@ class NetworkImages:
     def _standardised(self, pixels: Tensor) -> Tensor:
         images = (pixels.to(self._mean.device) - self._mean) / self._deviation
         return images.expand(-1, self._channels, -1, -1) if images.shape[1] != self._channels else images
+
+
+def _channels(config: CellConfig, data: ImageData) -> int:
+    """Of the images that the network takes; trained weights are for colour."""
+    return 3 if config.weights else model_channels(config.model, data.train_images.shape[1])
 
 
 def _groups(config: CellConfig) -> int | Literal["auto"] | Callable[[int], int]:

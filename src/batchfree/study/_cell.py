@@ -18,8 +18,10 @@ from batchfree.records import CellConfig, CellResult, Cost, Environment, read_re
 from batchfree.study._arm import build_network
 from batchfree.study._checkpoint import has_checkpoint, remove_checkpoints
 from batchfree.study._data import ImageData, load_data
-from batchfree.study._environment import is_out_of_memory, peak_memory_bytes, present_environment
+from batchfree.study._environment import is_out_of_memory, present_environment
+from batchfree.study._fingerprint import weights_fingerprint
 from batchfree.study._folder import only_writer, says_what_to_do_when_full
+from batchfree.study._memory_meter import MemoryMeter
 from batchfree.study._training import Training, TrainingFiles
 from batchfree.study._workers import Workers
 
@@ -80,6 +82,7 @@ def _run(
             return earlier
     with _pinned(config.threads):
         environment = _checked_environment(folder, config)
+        _check_weights(config)
         data = _load_checked(config)
         is_writer = workers.rank == 0
         with says_what_to_do_when_full(folder):
@@ -109,14 +112,15 @@ def _train(
     checkpoint_seconds: float,
 ) -> tuple[CellResult | None, Cost]:
     files = TrainingFiles(folder / "metrics.jsonl", folder / CHECKPOINT, checkpoint_seconds)
+    meter = MemoryMeter(config.device)
     try:
         training = Training(config, files, data, build_network(config, data), workers, should_stop)
-        return training.finish(), training.cost()
+        return training.finish(), training.cost(meter.peak_bytes())
     except (MemoryError, RuntimeError, OSError) as error:
         if not is_out_of_memory(error):
             raise
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no memory is left'}"
-        cost = Cost(seconds=0, training_seconds=0, steps=0, peak_memory_bytes=peak_memory_bytes(config.device))
+        cost = Cost(seconds=0, training_seconds=0, steps=0, peak_memory_bytes=meter.peak_bytes())
         return CellResult(cell_id=config.cell_id, status="out of memory", reason=reason), cost
 
 
@@ -155,6 +159,14 @@ def _checked_environment(folder: Path, config: CellConfig) -> Environment:
                 f"`batchfree study retry DIR --from-start`."
             )
     return present
+
+
+def _check_weights(config: CellConfig) -> None:
+    if config.weights_fingerprint and weights_fingerprint(config.weights) != config.weights_fingerprint:
+        raise StudyError(
+            f"the file {config.weights} holds other weights than those that this cell was made for. A cell's initial "
+            f"weights must not change. Put the old file back, or start a new study."
+        )
 
 
 def _load_checked(config: CellConfig) -> ImageData:

@@ -68,6 +68,7 @@ def load_checkpoint(
                 state, tensors = _read(candidate, metrics_bytes)
             except RecordError as error:
                 print(f"{error} It is passed over: {otherwise}.", flush=True)
+                candidate.unlink(missing_ok=True)  # or the next one would take the good one's place with it
                 continue
             _restore(tensors, network, optimizer)
             return state
@@ -98,7 +99,10 @@ def _read(path: Path, metrics_bytes: int) -> tuple[TrainingState, dict[str, Tens
         raise RecordError(f"{path} cannot be read ({error}): it was cut short.") from error
     if _digest(tensors, metadata.get("state", "")) != metadata.get("sha256"):
         raise RecordError(f"{path} does not match its SHA-256: it was damaged.")
-    state = TrainingState(**json.loads(metadata["state"]))
+    try:
+        state = TrainingState(**json.loads(metadata["state"]))
+    except TypeError as error:
+        raise RecordError(f"{path} has other counters than this batchfree's ({error}).") from error
     if metrics_bytes < state.metrics_bytes:
         raise RecordError(
             f"{path} counts on {state.metrics_bytes} bytes of metrics.jsonl, which holds {metrics_bytes}: lines were "

@@ -48,10 +48,13 @@ class ImageData:
     def take(self, train_images: int | None = None, validation_images: int | None = None) -> ImageData:
         """With that many images of each part: the same ones every time, from all over it; all of them where `None`.
 
+        The training images come in a random order, always the same: folders and published lists are sorted by class.
+
         Raises:
             DataError: fewer are there, or none were asked for.
         """
-        train = _chosen("training", len(self.train_images), train_images)
+        everything = len(self.train_images)
+        train = _chosen("training", everything, everything if train_images is None else train_images)
         validation = _chosen("validation", len(self.validation_images), validation_images)
         return replace(
             self,
@@ -83,7 +86,7 @@ class ImageData:
 
 
 def _chosen(part: str, available: int, count: int | None) -> Tensor | slice:
-    if count is None or count == available:
+    if count is None:
         return slice(None)
     if not 1 <= count <= available:
         raise DataError(

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from batchfree.errors import StudyError, unknown_name
 from batchfree.records import CellConfig, ReportSpec, StudyRecord
@@ -54,7 +54,7 @@ class StudyFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")  # it becomes a folder's name
     title: str
     reproduces: str = ""
     settings: Table = {}
@@ -134,7 +134,7 @@ def load_study(
         preset: settings of the file under that name, laid over the study's own.
         protocol: the same; laid over before the preset. The preset's, or the file's first, where `None`.
         overrides: settings that win over all of these. A list is an axis; arms that fix the key to a value that is not
-            in it fall away.
+            in it fall away. "default" takes a setting of the file away.
 
     Raises:
         StudyError: no such study, preset or protocol; or a key, a value or a combination is refused. Nothing is read
@@ -144,7 +144,10 @@ def load_study(
     overlay = _chosen(where, "preset", preset, file.presets) or Overlay()
     protocol = protocol or overlay.protocol or next(iter(file.protocols), None)
     rules = _chosen(where, "protocol", protocol, file.protocols) or Overlay()
+    _check_overlays(where, file)
     settings = {**file.settings, **rules.settings, **overlay.settings}
+    if settings.get("data") != "pets" and "split" not in (overrides or {}):
+        settings.pop("split", None)  # the file's is for the data that it names
     if "norm_batches_per_step" in settings and "sgd_batch" in (overrides or {}):
         raise StudyError(
             f"sgd_batch was given with protocol {protocol!r}, in which the SGD batch is "
@@ -227,6 +230,8 @@ def _override(where: str, tables: Sequence[Table], settings: Table, overrides: T
                 )
         elif isinstance(value, list):
             kept = [{**table, key: value} for table in kept]
+        elif value == "default":
+            settings.pop(key, None)
         else:
             settings[key] = value
     return kept
@@ -257,6 +262,15 @@ def _expand(where: str, tables: Sequence[Table], settings: Table) -> tuple[ArmSe
     return tuple(dict.fromkeys(arms))
 
 
+def _check_overlays(where: str, file: StudyFile) -> None:
+    """A misspelt key is refused also in the protocols and presets that are not chosen."""
+    for overlay in (*file.protocols.values(), *file.presets.values()):
+        for table in (overlay.settings, *(overlay.arms or [])):
+            for key in table:
+                if key not in ArmSettings.model_fields:
+                    raise StudyError(f"{where}: {unknown_name('setting', key, ArmSettings.model_fields)}")
+
+
 def _check_comparisons(where: str, report: ReportSpec) -> None:
     for comparison in report.compare:
         for key in (*comparison.reference, *comparison.only):
@@ -267,7 +281,15 @@ def _check_comparisons(where: str, report: ReportSpec) -> None:
 def _axes(arms: Sequence[ArmSettings], tables: Sequence[Table]) -> tuple[str, ...]:
     """The keys of the tables whose values differ between arms."""
     keys = dict.fromkeys(key for table in tables for key in table)
-    return tuple(key for key in keys if len({getattr(arm, key) for arm in arms}) > 1)
+    varying = tuple(key for key in keys if len({getattr(arm, key) for arm in arms}) > 1)
+    unseen = [key for key in varying if key not in CellConfig.model_fields]
+    if unseen:
+        raise StudyError(
+            f"{', '.join(unseen)} was given several values, and says only how others are made. An axis is one of: "
+            f"{', '.join(key for key in ArmSettings.model_fields if key in CellConfig.model_fields)}. "
+            f"Give the values that follow from it, for instance of learning_rate or sgd_batch."
+        )
+    return varying
 
 
 def _load(arm: ArmSettings, download: bool) -> ImageData:

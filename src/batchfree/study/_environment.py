@@ -18,9 +18,9 @@ from batchfree.records import CellConfig, Environment
 
 __all__ = [
     "MEMORY_VARIABLE",
+    "check_device",
     "is_out_of_memory",
     "limit_memory",
-    "peak_memory_bytes",
     "present_environment",
     "says_out_of_memory",
     "size_bytes",
@@ -50,6 +50,21 @@ def present_environment(config: CellConfig) -> Environment:
         threads=config.threads,
         batchfree=__version__,
     )
+
+
+def check_device(device: str) -> None:
+    """Refuses what torch cannot compute on here.
+
+    Raises:
+        StudyError: no such device.
+    """
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise StudyError(
+            f"device {device!r} was given, and torch cannot use it: {str(error).splitlines()[0]} "
+            f"Pass cpu, or an accelerator that torch finds on this machine."
+        ) from None
 
 
 def size_bytes(text: str) -> int:
@@ -99,18 +114,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 def says_out_of_memory(text: str) -> bool:
     """Whether an error's message, or a dead process's last line, is one that lack of memory leaves."""
     return any(words in text for words in _OUT_OF_MEMORY)
-
-
-def peak_memory_bytes(device: str) -> int:
-    """Of the accelerator where there is one, else of this process; 0 where the system does not tell."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
-        return 0
-    import resource  # POSIX only
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _processor(device: str) -> str:

@@ -34,7 +34,7 @@ class Scores:
 
 @torch.no_grad()
 def evaluate(network: nn.Module, images: Tensor, labels: Tensor) -> Scores:
-    """Loss and error over all images; percentiles of the last convolution's output over the first `VALIDATION_BATCH`.
+    """Loss and error over all images; percentiles of the last convolution's output over `VALIDATION_BATCH` of them.
 
     Args:
         images: (n, channels, height, width) as the network takes them.
@@ -44,9 +44,10 @@ def evaluate(network: nn.Module, images: Tensor, labels: Tensor) -> Scores:
     loss = 0.0
     wrong = 0
     features: list[Tensor] = []
+    with _last_convolution(network, features):
+        network(images[:: max(1, len(images) // VALIDATION_BATCH)][:VALIDATION_BATCH])  # from all over: sets are sorted
     for start in range(0, len(images), VALIDATION_BATCH):
-        with _last_convolution(network, features if start == 0 else None):
-            scores = network(images[start : start + VALIDATION_BATCH])
+        scores = network(images[start : start + VALIDATION_BATCH])
         wanted = labels[start : start + VALIDATION_BATCH]
         loss += F.cross_entropy(scores, wanted, reduction="sum").item()
         wrong += int((scores.argmax(dim=1) != wanted).sum())
@@ -76,7 +77,9 @@ def recomputed_statistics(network: nn.Module, images: Tensor) -> Iterator[None]:
     if len(batches) > 1 and len(batches[-1]) < VALIDATION_BATCH:
         batches = batches[:-1]
     try:
-        network.train()
+        network.eval()  # dropout and its like stay off
+        for norm in norms:
+            norm.train()
         for index, batch in enumerate(batches):
             for norm in norms:
                 norm.momentum = 1 / (index + 1)  # the running value becomes the mean of all batches so far
@@ -97,15 +100,13 @@ def recomputed_statistics(network: nn.Module, images: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def _last_convolution(network: nn.Module, into: list[Tensor] | None) -> Iterator[None]:
+def _last_convolution(network: nn.Module, into: list[Tensor]) -> Iterator[None]:
     """Collects the output of the convolution that runs last."""
-    handles = []
-    if into is not None:
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d):
-                handles.append(
-                    module.register_forward_hook(lambda _m, _i, output: into.__setitem__(slice(None), [output]))
-                )
+    handles = [
+        module.register_forward_hook(lambda _module, _input, output: into.__setitem__(slice(None), [output]))
+        for module in network.modules()
+        if isinstance(module, nn.Conv2d)
+    ]
     try:
         yield
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from functools import cache
 from pathlib import Path
 
 from batchfree.errors import StudyError
@@ -11,7 +10,6 @@ from batchfree.errors import StudyError
 __all__ = ["weights_fingerprint"]
 
 
-@cache
 def weights_fingerprint(weights: str | None) -> str | None:
     """SHA-256 of the file that `weights` names; `None` where it names none.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,9 @@ import filelock
 from batchfree.errors import StudyError
 
 __all__ = ["only_writer", "says_what_to_do_when_full"]
+
+#: What a full, read-only or failing disk says.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
 
 
 @contextmanager
@@ -52,6 +56,8 @@ def says_what_to_do_when_full(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
         raise StudyError(
             f"{folder} cannot be written ({error.strerror or error}). What was written before is whole. "
             f"Make room, or make it writable, and give the same command again: it goes on from there."

@@ -12,6 +12,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchfree.errors import StudyError
 
@@ -111,8 +112,18 @@ def with_norm_batch(model: nn.Module, norm_batch: int, example: Tensor) -> nn.Mo
         example: images (n, channels, height, width) of the size that training uses.
 
     Raises:
-        StudyError: some norm would see one value per channel, whose variance does not exist.
+        StudyError: some norm would see one value per channel, whose variance does not exist; or the model has Batch
+            Norm of other dimensions, which would go on seeing the whole batch.
     """
+    others = [
+        name for name, m in model.named_modules() if isinstance(m, _BatchNorm) and not isinstance(m, nn.BatchNorm2d)
+    ]
+    if others:
+        raise StudyError(
+            f"Batch Norm at norm batch {norm_batch} was asked for, and {', '.join(others[:3])}"
+            f"{f' and {len(others) - 3} more' if len(others) > 3 else ''} are not BatchNorm2d, whose norm batch alone "
+            f"can be set. Pass a model with BatchNorm2d only, or leave bn out of --norms."
+        )
     ghosted = copy.deepcopy(model)
     for name, elements in _map_sizes(model, example).items():
         if norm_batch * elements == 1:

@@ -13,6 +13,7 @@ from batchfree.study._cell import CHECKPOINT
 from batchfree.study._checkpoint import remove_checkpoints
 from batchfree.study._definition import Study
 from batchfree.study._engine import Engine, LocalEngine
+from batchfree.study._environment import check_device
 from batchfree.study._folder import only_writer, says_what_to_do_when_full
 from batchfree.study._models import check_model_name
 from batchfree.study._runner import Limits, Progress, StudyRun
@@ -41,6 +42,8 @@ def plan_study(study: Study, *, download: bool = False) -> Plan:
     """
     for model in dict.fromkeys(arm.model for arm in study.arms):
         check_model_name(model)
+    for device in dict.fromkeys(arm.device for arm in study.arms):
+        check_device(device)
     loaded = study.load(download=download)
     cells = study.cells(loaded)
     by_fingerprint = {fingerprint: data for data, fingerprint in loaded.values()}

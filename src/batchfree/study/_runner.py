@@ -104,6 +104,7 @@ class StudyRun:
         words = [sys.executable, "-m"]
         threads = str(cell.threads)
         environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # which cuBLAS wants to be deterministic
         if cell.workers > 1:
             # On one machine: by its loopback address, since its own name need not resolve; and they find each other by
             # a file, since the port for it takes pickles from anywhere.

@@ -20,27 +20,20 @@ def learning_rate_at(config: CellConfig, step: int, total_steps: int) -> float:
         drops = sum(step >= round(share * total_steps) for share in (0.3, 0.6, 0.9))
         return config.learning_rate * 0.1**drops
     if config.schedule == "bit":
-        return bit_learning_rate(step, config.train_images, config.learning_rate)
+        # BiT's rule fixes the number of steps; a run of another length goes through its phases in proportion.
+        rule_steps = bit_rule(config.train_images, 1).steps
+        return bit_learning_rate(step * rule_steps // total_steps, config.train_images, config.learning_rate)
     return config.learning_rate
 
 
 def check_steps(config: CellConfig) -> None:
-    """Refuses more or fewer steps than the data set and the schedule allow.
+    """Refuses an epoch without a step.
 
     Raises:
-        StudyError: not one full SGD batch, or more steps than BiT's rule has.
+        StudyError: the training images are not one full SGD batch.
     """
-    steps_per_epoch = config.train_images // config.sgd_batch
-    if steps_per_epoch == 0:
+    if config.train_images < config.sgd_batch:
         raise StudyError(
             f"an SGD batch of {config.sgd_batch} is more than the {config.train_images} training images. "
             f"An epoch needs at least one full batch. Pass more train_images or smaller batches."
         )
-    if config.schedule == "bit":
-        rule = bit_rule(config.train_images, 1)
-        if steps_per_epoch * config.epochs > rule.steps:
-            raise StudyError(
-                f"{config.epochs} epochs of {steps_per_epoch} steps were asked for with the schedule bit, which for "
-                f"{config.train_images} training images has {rule.steps} steps. Pass --epochs "
-                f"{max(1, rule.steps // steps_per_epoch)} or fewer."
-            )

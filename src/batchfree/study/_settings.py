@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeFloat, PositiveInt
@@ -28,7 +29,9 @@ class ArmSettings(BaseModel):
     image_size: PositiveInt | None = Field(None, description="side in pixels; as the data set has it")
     train_images: PositiveInt | None = Field(None, description="a fixed random subset of so many; all")
     validation_images: PositiveInt | None = Field(None, description="the same of the validation images; all")
-    augment: str = Field("none", description="none, crop-flip, resized-crop or blog")
+    augment: Literal["none", "crop-flip", "resized-crop", "blog"] = Field(
+        "none", description="random changes to images"
+    )
     model: str = Field("resnet8", description="a small network, torchvision:NAME or timm:NAME")
     weights: str | None = Field(None, description='"pretrained", or a .safetensors or .npz file; from scratch')
     norm: Norm = Field("bn", description="none, bn, bn+ws, gn, gn+ws, ln or in")
@@ -58,6 +61,7 @@ class ArmSettings(BaseModel):
     def cells(self, study: str, protocol: str, data: ImageData, fingerprint: str) -> list[CellConfig]:
         """One cell per seed."""
         norm_batch, sgd_batch = self._batches()
+        fingerprint_of_weights = weights_fingerprint(self.weights)
         is_grouped = self.norm in ("gn", "gn+ws")
         follows_norm_batch = self.norm_batches_per_step is not None or self.learning_rate_scale == "norm_batch"
         return [
@@ -65,8 +69,8 @@ class ArmSettings(BaseModel):
                 study=study,
                 protocol=protocol,
                 model=self.model,
-                weights=self.weights,
-                weights_fingerprint=weights_fingerprint(self.weights),
+                weights=str(Path(self.weights).resolve()) if self.weights and fingerprint_of_weights else self.weights,
+                weights_fingerprint=fingerprint_of_weights,
                 norm=self.norm,
                 norm_batch=None if self.norm in BATCH_FREE_NORMS and not follows_norm_batch else norm_batch,
                 groups=self.groups if is_grouped else "auto",
@@ -83,7 +87,7 @@ class ArmSettings(BaseModel):
                 augment=self.augment,
                 data=resolve_data(self.data),
                 data_fingerprint=fingerprint,
-                data_dir=self.data_dir,
+                data_dir=None if self.data_dir is None else str(Path(self.data_dir).resolve()),
                 split=self.split,
                 train_images=len(data.train_images),
                 validation_images=len(data.validation_images),

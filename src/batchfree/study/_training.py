@@ -19,7 +19,6 @@ from batchfree.study._arm import NetworkImages, group_counts
 from batchfree.study._augment import augment
 from batchfree.study._checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from batchfree.study._data import ImageData
-from batchfree.study._environment import peak_memory_bytes
 from batchfree.study._evaluation import RECOMPUTING_IMAGES, evaluate, has_batch_norm, recomputed_statistics
 from batchfree.study._schedules import learning_rate_at
 from batchfree.study._workers import Workers
@@ -64,22 +63,23 @@ class Training:
 
     def finish(self) -> CellResult | None:
         """Trains to the end, or until asked to stop, which gives `None`."""
-        while self.state.epoch < self.config.epochs:
-            try:
-                if not self._train_epoch():
-                    return None
-                self._validate()
-            except _DivergedError as reason:
-                return CellResult(cell_id=self.config.cell_id, status="diverged", reason=str(reason))
+        with torch.random.fork_rng():  # the caller's random numbers stay where they are
+            while self.state.epoch < self.config.epochs:
+                try:
+                    if not self._train_epoch():
+                        return None
+                    self._validate()
+                except _DivergedError as reason:
+                    return CellResult(cell_id=self.config.cell_id, status="diverged", reason=str(reason))
         return summarise(self.config.cell_id, read_metrics(self.files.metrics), group_counts(self.network))
 
-    def cost(self) -> Cost:
+    def cost(self, peak_memory_bytes: int) -> Cost:
         """What the cell took so far, earlier starts included."""
         return Cost(
             seconds=self._seconds(),
             training_seconds=self.state.training_seconds,
             steps=self.state.total_steps,
-            peak_memory_bytes=peak_memory_bytes(self.config.device),
+            peak_memory_bytes=peak_memory_bytes,
         )
 
     def _train_epoch(self) -> bool:
@@ -103,6 +103,7 @@ class Training:
             group["lr"] = learning_rate_at(
                 self.config, self.state.total_steps, self.steps_per_epoch * self.config.epochs
             )
+        self._seed_step()
         self.optimizer.zero_grad(set_to_none=True)
         mine = self.workers.share(chosen)
         images = self.images.training(mine, self._augmented(mine))
@@ -118,6 +119,15 @@ class Training:
         self.state.loss_sum += mean_loss
         self.state.step += 1
         self.state.total_steps += 1
+
+    def _seed_step(self) -> None:
+        """Dropout and its like draw the same at this step, wherever the run was stopped before; workers draw apart."""
+        counters = (self.config.seed, self.state.total_steps, self.workers.rank)
+        (state,) = numpy.random.SeedSequence(counters).generate_state(1, numpy.uint64)
+        # not torch.manual_seed, which formats a stack trace for the accelerators that are not there
+        torch.default_generator.manual_seed(int(state))
+        if torch.device(self.config.device).type == "cuda":
+            torch.cuda.manual_seed(int(state))
 
     def _augmented(self, chosen: Tensor) -> Tensor | None:
         """The chosen images' pixels under this epoch's augmentation; `None` where there is none."""

@@ -34,7 +34,7 @@ def test_a_finished_cell_has_all_its_files_and_learned_something(cell: CellConfi
     assert record.environment.threads == 1
     assert record.cost is not None
     assert record.cost.steps == 120
-    assert record.cost.peak_memory_bytes > 10**7
+    assert 0 < record.cost.training_seconds < record.cost.seconds
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
 

@@ -57,6 +57,19 @@ def test_the_blogs_protocol_has_its_settings_and_not_its_confounds() -> None:
     assert {arm.split for arm in study.arms} == {"blog"}
 
 
+def test_the_pets_study_runs_on_any_data_and_a_setting_can_be_taken_away() -> None:
+    for overrides in ({"data": "digits"}, {"data": "fashion-mnist", "image_size": "default"}):
+        study = load_study("pets", protocol="blog", overrides=overrides)
+        assert {arm.split for arm in study.arms} == {None}  # which only the pets have
+    assert {arm.image_size for arm in study.arms} == {None}
+    assert {arm.split for arm in load_study("pets", overrides={"split": "official"}).arms} == {"official"}
+
+
+def test_only_what_a_run_is_made_of_can_be_an_axis() -> None:
+    with pytest.raises(StudyError, match=r"learning_rate_scale was given several values.*An axis is one of"):
+        load_study("norms", overrides={"learning_rate_scale": ["none", "sgd_batch"]})
+
+
 def test_the_axes_are_the_keys_in_which_arms_differ() -> None:
     assert load_study("norm-batch").axes == ("norm", "norm_batch")
     assert load_study("norm-batch", overrides={"norm_batch": [8]}).axes == ("norm",)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from batchfree.records import CellConfig, read_cell
-from batchfree.study import run_cell
+from batchfree.study import load_study, run_cell
 from batchfree.study._training import image_order
-from tests.study.quick import stop_after
+from tests.study.quick import cells_of, stop_after
 
 
 @pytest.mark.parametrize("steps", [1, 5, 7])
@@ -36,6 +36,18 @@ def damage(checkpoint: Path, kind: str) -> None:
     else:
         content[:] = b"not a checkpoint" * 100
     checkpoint.write_bytes(content)
+
+
+def test_a_network_with_dropout_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    overrides = {"model": "torchvision:mobilenet_v3_small", "image_size": 32, "train_images": 64, "epochs": 1}
+    overrides |= {"norm": ["gn+ws"], "seeds": 1, "sgd_batch": 16, "norm_batch": 16, "validation_images": 20}
+    (cell,) = cells_of(load_study("norms", overrides=overrides))
+    run_cell(cell, tmp_path / "whole")
+    torch.rand(7)  # a process that goes on has drawn other numbers before
+    run_cell(cell, tmp_path / "stopped", stop_after(2))
+    torch.rand(3)
+    run_cell(cell, tmp_path / "stopped")
+    assert (tmp_path / "stopped" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("kind", ["flipped bit", "cut short", "overwritten"])

@@ -55,7 +55,9 @@ class ImageData:
         """
         everything = len(self.train_images)
         train = _chosen("training", everything, everything if train_images is None else train_images)
-        validation = _chosen("validation", len(self.validation_images), validation_images)
+        validation: Tensor | slice = slice(None)
+        if validation_images is not None and validation_images != len(self.validation_images):
+            validation = _chosen("validation", len(self.validation_images), validation_images)
         return replace(
             self,
             train_images=self.train_images[train],
@@ -85,9 +87,7 @@ class ImageData:
         return mean, deviation
 
 
-def _chosen(part: str, available: int, count: int | None) -> Tensor | slice:
-    if count is None:
-        return slice(None)
+def _chosen(part: str, available: int, count: int) -> Tensor:
     if not 1 <= count <= available:
         raise DataError(
             f"{count} {part} images were asked for; the data set has {available}. "

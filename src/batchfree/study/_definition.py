@@ -146,8 +146,6 @@ def load_study(
     rules = _chosen(where, "protocol", protocol, file.protocols) or Overlay()
     _check_overlays(where, file)
     settings = {**file.settings, **rules.settings, **overlay.settings}
-    if settings.get("data") != "pets" and "split" not in (overrides or {}):
-        settings.pop("split", None)  # the file's is for the data that it names
     if "norm_batches_per_step" in settings and "sgd_batch" in (overrides or {}):
         raise StudyError(
             f"sgd_batch was given with protocol {protocol!r}, in which the SGD batch is "
@@ -155,6 +153,8 @@ def load_study(
             f"Leave it out, or pass another protocol."
         )
     tables = _override(where, overlay.arms or rules.arms or file.arms, settings, dict(overrides or {}))
+    if settings.get("data") != "pets" and "split" not in (overrides or {}):
+        settings.pop("split", None)  # the file's is for the data that it names
     arms = _expand(where, tables, settings)
     _check_comparisons(where, file.report)
     return Study(

@@ -71,8 +71,11 @@ def test_the_checkpoint_before_the_last_is_used_when_the_last_is_damaged_or_miss
     path.write_bytes(path.read_bytes()[:-1])
     assert load_checkpoint(path, network, optimizer, metrics_bytes=11) == STATE
     assert all(torch.equal(value, first[name]) for name, value in network.state_dict().items())
-    path.unlink()
+    assert not path.exists()  # or the next one would put it in the place of the good one
     assert has_checkpoint(path)
+    assert load_checkpoint(path, network, optimizer, metrics_bytes=11) == STATE
+    save_checkpoint(path, replace(STATE, step=9), network, optimizer)
+    path.write_bytes(b"")
     assert load_checkpoint(path, network, optimizer, metrics_bytes=11) == STATE
     remove_checkpoints(path)
     assert not has_checkpoint(path)

@@ -25,7 +25,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["STUDIES", "Study", "load_study", "study_text"]
+__all__ = ["STUDIES", "Loaded", "Study", "load_study", "study_text"]
 
 #: The built-in studies, in the order in which they are explained.
 STUDIES = ("norm-batch", "norms", "groups", "depth", "vgg", "pets", "bit", "recipe")

@@ -9,14 +9,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from batchfree.records import LAST_EPOCHS, CellConfig, CellResult, read_record
+from batchfree.records import LAST_EPOCHS, CellConfig
 from batchfree.study._arm import NetworkImages, build_network
 from batchfree.study._augment import augment
 from batchfree.study._data import ImageData
 from batchfree.study._definition import Study
 from batchfree.study._engine import LocalEngine
 from batchfree.study._evaluation import RECOMPUTING_IMAGES, VALIDATION_BATCH, evaluate
-from batchfree.study._run import plan_study
+from batchfree.study._run import check_names, plan_loaded
+from batchfree.study._runner import is_finished
 
 __all__ = ["ArmEstimate", "StudyEstimate", "estimate_study"]
 
@@ -65,8 +66,10 @@ def estimate_study(study: Study, out: Path, *, download: bool = False) -> StudyE
     Raises:
         StudyError, DataError, ConversionError: as `plan_study`.
     """
-    loaded = {fingerprint: data for data, fingerprint in study.load(download=download).values()}
-    plan = plan_study(study, download=download)
+    check_names(study)
+    sources = study.load(download=download)
+    loaded = {fingerprint: data for data, fingerprint in sources.values()}
+    plan = plan_loaded(study, sources)
     by_arm: dict[str, list[CellConfig]] = {}
     for cell in plan.cells:
         by_arm.setdefault(cell.model_copy(update={"seed": 0}).cell_id, []).append(cell)
@@ -74,18 +77,13 @@ def estimate_study(study: Study, out: Path, *, download: bool = False) -> StudyE
     for cells in by_arm.values():
         first = cells[0]
         reason = plan.skipped.get(first.cell_id, "")
-        missing = 0 if reason else sum(not _is_finished(out, cell) for cell in cells)
+        missing = 0 if reason else sum(not is_finished(out, cell) for cell in cells)
         seconds = _seconds_per_run(first, loaded[first.data_fingerprint]) if missing else None
         label = ", ".join(f"{axis}={value}" for axis in study.axes if (value := getattr(first, axis)) is not None)
         skipped = f"skipped: {reason}" if reason else ""
         arms.append(ArmEstimate(label or first.norm, len(cells), missing, seconds, skipped))
     threads = max(arm.threads * arm.workers for arm in study.arms)
     return StudyEstimate(tuple(arms), LocalEngine(None, threads).slots or 1)
-
-
-def _is_finished(out: Path, cell: CellConfig) -> bool:
-    path = out / "cells" / cell.cell_id / "result.json"
-    return path.exists() and read_record(path, CellResult).is_final
 
 
 def _seconds_per_run(cell: CellConfig, data: ImageData) -> float:
@@ -115,8 +113,9 @@ def _seconds_per_run(cell: CellConfig, data: ImageData) -> float:
         per_step = (time.perf_counter() - began) / TIMED_STEPS
         validation, labels = images.validation()
         began = time.perf_counter()
-        evaluate(network, validation[:VALIDATION_BATCH], labels[:VALIDATION_BATCH])
-        per_image = (time.perf_counter() - began) / min(len(validation), VALIDATION_BATCH)
+        timed = VALIDATION_BATCH * TIMED_STEPS
+        evaluate(network, validation[:timed], labels[:timed])
+        per_image = (time.perf_counter() - began) / min(len(validation), timed)
     finally:
         torch.set_num_threads(threads)
     evaluations = cell.epochs * len(validation)

@@ -11,14 +11,14 @@ from batchfree.records import CellConfig, CellResult, StudyRecord, read_record, 
 from batchfree.study._arm import build_network
 from batchfree.study._cell import CHECKPOINT
 from batchfree.study._checkpoint import remove_checkpoints
-from batchfree.study._definition import Study
+from batchfree.study._definition import Loaded, Study
 from batchfree.study._engine import Engine, LocalEngine
 from batchfree.study._environment import check_device
 from batchfree.study._folder import only_writer, says_what_to_do_when_full
 from batchfree.study._models import check_model_name
-from batchfree.study._runner import Limits, Progress, StudyRun
+from batchfree.study._runner import Limits, Progress, StudyRun, is_finished
 
-__all__ = ["Plan", "plan_study", "retry_study", "run_study"]
+__all__ = ["Plan", "check_names", "plan_loaded", "plan_study", "retry_study", "run_study"]
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,12 @@ def plan_study(study: Study, *, download: bool = False) -> Plan:
     Raises:
         StudyError, DataError, ConversionError: a setting is refused, or no network at all can be built.
     """
-    for model in dict.fromkeys(arm.model for arm in study.arms):
-        check_model_name(model)
-    for device in dict.fromkeys(arm.device for arm in study.arms):
-        check_device(device)
-    loaded = study.load(download=download)
+    check_names(study)  # before the data, which takes longer
+    return plan_loaded(study, study.load(download=download))
+
+
+def plan_loaded(study: Study, loaded: Loaded) -> Plan:
+    """`plan_study` with the data that `Study.load` gave."""
     cells = study.cells(loaded)
     by_fingerprint = {fingerprint: data for data, fingerprint in loaded.values()}
     skipped: dict[str, str] = {}
@@ -63,6 +64,14 @@ def plan_study(study: Study, *, download: bool = False) -> Plan:
     if len(skipped) == len(cells):
         raise next(iter(reasons.values()))
     return Plan(cells, skipped)
+
+
+def check_names(study: Study) -> None:
+    """Refuses models and devices that are not there, before any data is read."""
+    for model in dict.fromkeys(arm.model for arm in study.arms):
+        check_model_name(model)
+    for device in dict.fromkeys(arm.device for arm in study.arms):
+        check_device(device)
 
 
 def run_study(
@@ -147,8 +156,7 @@ def retry_study(
 def _forget_checkpoints(out: Path, cells: Sequence[CellConfig]) -> None:
     for cell in cells:
         folder = out / "cells" / cell.cell_id
-        result = folder / "result.json"
-        if not (result.exists() and read_record(result, CellResult).is_final):
+        if not is_finished(out, cell):
             remove_checkpoints(folder / CHECKPOINT)
             (folder / "environment.json").unlink(missing_ok=True)
 

@@ -17,7 +17,7 @@ from batchfree.study._environment import MEMORY_VARIABLE, says_out_of_memory
 from batchfree.study._folder import says_what_to_do_when_full
 from batchfree.study._torchrun_log import first_failure
 
-__all__ = ["Limits", "Progress", "StudyRun"]
+__all__ = ["Limits", "Progress", "StudyRun", "is_finished"]
 
 POLL_SECONDS = 0.1
 #: The network interface that no other machine can reach.
@@ -75,7 +75,7 @@ class StudyRun:
         self.engine = engine
         self.limits = limits
         self.on_progress = on_progress
-        self.waiting = [cell for cell in cells if not self._is_finished(cell)]
+        self.waiting = [cell for cell in cells if not is_finished(out, cell)]
         self.running: dict[str, _Running] = {}
 
     def finish(self) -> list[CellResult]:
@@ -183,12 +183,14 @@ class StudyRun:
         metrics = folder / "metrics.jsonl"
         return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
-    def _is_finished(self, cell: CellConfig) -> bool:
-        path = self._folder(cell) / "result.json"
-        return path.exists() and read_record(path, CellResult).is_final
-
     def _folder(self, cell: CellConfig) -> Path:
         return self.out / "cells" / cell.cell_id
+
+
+def is_finished(out: Path, cell: CellConfig) -> bool:
+    """Whether the study in `out` holds a result of the cell that stays."""
+    path = out / "cells" / cell.cell_id / "result.json"
+    return path.exists() and read_record(path, CellResult).is_final
 
 
 def _size_bytes(path: Path) -> int:

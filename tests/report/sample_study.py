@@ -33,6 +33,7 @@ ENVIRONMENT = Environment(
     cpu_capability="AVX512",
     threads=1,
     batchfree="0.1.0",
+    torchvision="0.29.1",
 )
 
 #: As in the built-in study norm-batch.

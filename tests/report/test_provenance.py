@@ -48,6 +48,7 @@ def test_runs_from_two_machines_are_told(tmp_path: Path) -> None:
     assert [row["Environment"] for row in page.table("Arm", "Seed")] == ["1", "2", "1"]
     assert "Some Processor (AVX512) (2 runs)" in page.terms["Environment"]
     assert "Another Processor (AVX512) (1 run)" in page.terms["Environment"]
+    assert "torch 2.14.1, torchvision 0.29.1, NumPy 2.4.6" in page.terms["Environment"]
 
 
 def test_a_study_that_has_not_started_has_no_environment(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_a_weights_file_is_known_by_its_content(tmp_path: Path) -> None:
         for name in "abc"
     ]
     assert ids[0] == ids[1] != ids[2]
-    with pytest.raises(StudyError, match="no such file"):
+    with pytest.raises(StudyError, match="is not there"):
         cells_of("norms", weights=str(tmp_path / "d.safetensors"))
 
 

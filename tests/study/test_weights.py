@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from batchfree.errors import StudyError
-from batchfree.study._weights import check_weights_file, load_weights
+from batchfree.study._weights import load_weights
+from batchfree.study._weights_file import check_weights_file
 
 
 def network(classes: int = 3, width: int = 4) -> nn.Module:

@@ -221,6 +221,9 @@ class Environment(Record):
     cpu_capability: str  # the instruction set torch's kernels use
     threads: int
     batchfree: str
+    torchvision: str | None = None
+    timm: str | None = None  # where it is installed
+    cuda: str | None = None  # that torch was built for, where the run is on such a device
 
 
 class Cost(Record):

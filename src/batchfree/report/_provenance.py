@@ -55,8 +55,10 @@ def environments(cells: Sequence[CellRecord]) -> list[tuple[str, int]]:
 
 def environment_text(e: Environment) -> str:
     """Versions and machine in one line."""
+    optional = {"torchvision": e.torchvision, "timm": e.timm, "CUDA": e.cuda}
+    others = "".join(f", {name} {version}" for name, version in optional.items() if version is not None)
     return (
-        f"Python {e.python}, torch {e.torch}, NumPy {e.numpy}, batchfree {e.batchfree}; {e.platform}; "
+        f"Python {e.python}, torch {e.torch}{others}, NumPy {e.numpy}, batchfree {e.batchfree}; {e.platform}; "
         f"{e.processor} ({e.cpu_capability})"
     )
 

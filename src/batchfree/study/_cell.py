@@ -19,10 +19,10 @@ from batchfree.study._arm import build_network
 from batchfree.study._checkpoint import has_checkpoint, remove_checkpoints
 from batchfree.study._data import ImageData, load_data
 from batchfree.study._environment import is_out_of_memory, present_environment
-from batchfree.study._fingerprint import weights_fingerprint
 from batchfree.study._folder import only_writer, says_what_to_do_when_full
 from batchfree.study._memory_meter import MemoryMeter
 from batchfree.study._training import Training, TrainingFiles
+from batchfree.study._weights_file import weights_fingerprint
 from batchfree.study._workers import Workers
 
 __all__ = ["CHECKPOINT", "run_cell"]

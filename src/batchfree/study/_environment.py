@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy
@@ -49,6 +50,9 @@ def present_environment(config: CellConfig) -> Environment:
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
         threads=config.threads,
         batchfree=__version__,
+        torchvision=_installed("torchvision"),
+        timm=_installed("timm"),
+        cuda=torch.version.cuda if torch.device(config.device).type == "cuda" else None,
     )
 
 
@@ -114,6 +118,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 def says_out_of_memory(text: str) -> bool:
     """Whether an error's message, or a dead process's last line, is one that lack of memory leaves."""
     return any(words in text for words in _OUT_OF_MEMORY)
+
+
+def _installed(package: str) -> str | None:
+    """Its version, without importing it."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _processor(device: str) -> str:

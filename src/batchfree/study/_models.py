@@ -12,7 +12,8 @@ from batchfree.errors import StudyError, unknown_name
 from batchfree.study._library_models import LIBRARIES, build_library_model, check_library_name
 from batchfree.study._small_resnet import SmallResNet
 from batchfree.study._small_vgg import SmallVGG
-from batchfree.study._weights import check_weights_file, load_weights
+from batchfree.study._weights import load_weights
+from batchfree.study._weights_file import check_weights_file
 from batchfree.study._zero_gamma import set_zero_gamma
 
 __all__ = ["MODELS", "build_model", "check_model_name", "model_channels"]

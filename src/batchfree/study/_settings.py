@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeFloat
 
 from batchfree.records import BATCH_FREE_NORMS, CellConfig, Norm
 from batchfree.study._data import ImageData, resolve_data
-from batchfree.study._fingerprint import weights_fingerprint
+from batchfree.study._weights_file import weights_fingerprint
 
 __all__ = ["ArmSettings", "LearningRateScale"]
 

@@ -11,26 +11,9 @@ from torch import Tensor, nn
 from batchfree.errors import StudyError
 from batchfree.study._bit_weights import load_bit_weights
 
-__all__ = ["check_weights_file", "load_state", "load_weights"]
+__all__ = ["load_state", "load_weights"]
 
-SUFFIXES = (".safetensors", ".npz")
 SHOWN_DIFFERENCES = 6
-
-
-def check_weights_file(weights: str) -> None:
-    """Returns if `weights` is the path of a file of a kind that `load_weights` reads.
-
-    Raises:
-        StudyError: it is not.
-    """
-    path = Path(weights)
-    if path.suffix not in SUFFIXES:
-        raise StudyError(
-            f"the weights {weights!r} were given. Allowed: pretrained, or the path of a file that ends in "
-            f"{' or '.join(SUFFIXES)}; files of torch.save can run code and are not read. Pass one of these."
-        )
-    if not path.is_file():
-        raise StudyError(f"the weights file {path} is not there. A readable file is needed. Check the path.")
 
 
 def load_weights(model: nn.Module, path: Path, num_classes: int) -> None:

@@ -65,13 +65,19 @@ def test_the_assignments_make_the_configuration_again() -> None:
 
 
 def test_the_error_is_the_median_of_the_last_five_epochs() -> None:
-    result = summarise("id", epochs(90, 1, 50, 20, 30, 10, 40), [1, 2])
+    result = summarise("id", epochs(90, 80, 70, 90, 1, 50, 20, 30, 10, 40), [1, 2])
     assert result.error_percent == 30  # of 50, 20, 30, 10, 40
     assert result.final_error_percent == 40
     assert result.best_error_percent == 1
-    assert result.validation_loss == 14
+    assert result.validation_loss == 20
     assert result.num_groups == (1, 2)
-    assert summarise("id", epochs(10, 20), []).error_percent == 15
+
+
+@pytest.mark.parametrize(
+    ("errors", "median"), [((10,), 10), ((90, 20), 20), ((90, 20, 30), 25), ((90, 80, 70, 20, 30, 10), 20)]
+)
+def test_the_error_of_a_short_run_is_of_its_last_half(errors: tuple[float, ...], median: float) -> None:
+    assert summarise("id", epochs(*errors), []).error_percent == median
 
 
 def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +170,7 @@ def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
 def test_recomputed_errors_are_summarised_over_the_last_epochs_that_have_one() -> None:
     lines = [
         line.model_copy(update={"recomputed_error_percent": recomputed})
-        for line, recomputed in zip(epochs(50, 40, 30, 20, 10, 5), (99.0, None, 8.0, None, 4.0, 6.0), strict=True)
+        for line, recomputed in zip(epochs(*range(10, 0, -1)), (*[99.0] * 5, None, 8.0, None, 4.0, 6.0), strict=True)
     ]
     assert summarise("id", lines, []).recomputed_error_percent == 6.0  # of 8, 4 and 6: the 99 is older
     assert summarise("id", epochs(50, 40), []).recomputed_error_percent is None

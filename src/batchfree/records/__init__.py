@@ -24,7 +24,6 @@ from batchfree.records._files import (  # noqa: E402 (after the check for the ex
 )
 from batchfree.records._schema import (  # noqa: E402
     BATCH_FREE_NORMS,
-    LAST_EPOCHS,
     NORMS,
     RETRIED,
     SCHEMA_VERSION,
@@ -41,12 +40,12 @@ from batchfree.records._schema import (  # noqa: E402
     ReportSpec,
     Status,
     StudyRecord,
+    last_epochs,
     summarise,
 )
 
 __all__ = [
     "BATCH_FREE_NORMS",
-    "LAST_EPOCHS",
     "NORMS",
     "RETRIED",
     "SCHEMA_VERSION",
@@ -63,6 +62,7 @@ __all__ = [
     "ReportSpec",
     "Status",
     "StudyRecord",
+    "last_epochs",
     "read_cell",
     "read_metrics",
     "read_record",

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BATCH_FREE_NORMS",
-    "LAST_EPOCHS",
     "NORMS",
     "RETRIED",
     "SCHEMA_VERSION",
@@ -56,9 +55,6 @@ RETRIED: tuple[Status, ...] = ("failed", "out of memory", "timed out")
 NORMS: tuple[Norm, ...] = get_args(Norm)
 #: Norms that do not see the batch, hence not the norm batch either.
 BATCH_FREE_NORMS: tuple[Norm, ...] = ("none", "gn", "gn+ws", "ln", "in")
-
-#: The error of a run is the median over this many last epochs (Wu & He 2018, section 4.1).
-LAST_EPOCHS = 5
 
 
 class Record(BaseModel):
@@ -197,10 +193,10 @@ class CellResult(Record):
     cell_id: str
     status: Status
     reason: str = ""  # why it is not done; empty when it is
-    error_percent: float | None = None  # median of the last five epochs
+    error_percent: float | None = None  # median over the last epochs: see last_epochs
     final_error_percent: float | None = None
     best_error_percent: float | None = None  # optimistic: chosen on the validation images
-    recomputed_error_percent: float | None = None  # median of the last five epochs; Batch Norm alone
+    recomputed_error_percent: float | None = None  # median over the same epochs; Batch Norm alone
     validation_loss: float | None = None  # of the last epoch
     num_groups: tuple[int, ...] = ()  # of each norm in forward order; empty for Batch Norm
 
@@ -250,6 +246,17 @@ class CellRecord(BaseModel):
     cost: Cost | None
 
 
+def last_epochs(epochs: int) -> int:
+    """Over how many of its last epochs the error of a run is the median: five, but no more than the last half.
+
+    Five are those of Wu & He (2018, section 4.1), of a hundred; in a run of six they would nearly reach its start.
+
+    >>> last_epochs(100), last_epochs(6)
+    (5, 3)
+    """
+    return min(5, (epochs + 1) // 2)
+
+
 def summarise(cell_id: str, metrics: Sequence[EpochMetrics], num_groups: Iterable[int]) -> CellResult:
     """The result of a cell that ran all its epochs.
 
@@ -258,11 +265,12 @@ def summarise(cell_id: str, metrics: Sequence[EpochMetrics], num_groups: Iterabl
         num_groups: groups of each norm in forward order.
     """
     errors = [epoch.error_percent for epoch in metrics]
-    recomputed = [e for epoch in metrics[-LAST_EPOCHS:] if (e := epoch.recomputed_error_percent) is not None]
+    last = last_epochs(len(metrics))
+    recomputed = [e for epoch in metrics[-last:] if (e := epoch.recomputed_error_percent) is not None]
     return CellResult(
         cell_id=cell_id,
         status="done",
-        error_percent=statistics.median(errors[-LAST_EPOCHS:]),
+        error_percent=statistics.median(errors[-last:]),
         final_error_percent=errors[-1],
         best_error_percent=min(errors),
         recomputed_error_percent=statistics.median(recomputed) if recomputed else None,

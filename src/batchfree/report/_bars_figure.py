@@ -31,7 +31,7 @@ def bars_figure(arms: Arms, exhibits: Sequence[Exhibit]) -> Figure:
         [rows, *map(published_panel, exhibits)],
         name="errors",
         heading="Error of each arm",
-        caption="In colour: every point is one seed's validation error, the median of its last five epochs; the stroke "
+        caption="In colour: every point is one seed's validation error, the median of its last epochs; the stroke "
         "and the number are the mean." + (recomputed if any(arm.is_recomputed for arm in arms.all) else ""),
         alt=f"Mean validation error of each arm. {'; '.join(words)}.{published_words(exhibits)}",
         ratios=(1.5, 1.0),

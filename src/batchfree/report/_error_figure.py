@@ -16,7 +16,7 @@ from batchfree.report._published_panel import published_panel, published_words
 __all__ = ["POINTS", "groups_figure", "norm_batch_figure"]
 
 #: What a point and a line are, in every figure of errors.
-POINTS = "In colour: every point is one seed's validation error, the median of its last five epochs; lines join means."
+POINTS = "In colour: every point is one seed's validation error, the median of its last epochs; lines join means."
 #: The same for runs that were evaluated twice.
 RECOMPUTED = (
     " Dashed, with hollow points: the same Batch Norm runs, evaluated with running statistics computed anew from "

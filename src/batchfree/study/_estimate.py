@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from batchfree.records import LAST_EPOCHS, CellConfig
+from batchfree.records import CellConfig, last_epochs
 from batchfree.study._arm import NetworkImages, build_network
 from batchfree.study._augment import augment
 from batchfree.study._data import ImageData
@@ -120,6 +120,6 @@ def _seconds_per_run(cell: CellConfig, data: ImageData) -> float:
         torch.set_num_threads(threads)
     evaluations = cell.epochs * len(validation)
     if cell.norm in ("bn", "bn+ws"):  # once more in the last epochs, with statistics computed anew
-        evaluations += min(cell.epochs, LAST_EPOCHS) * (len(validation) + min(RECOMPUTING_IMAGES, cell.train_images))
+        evaluations += last_epochs(cell.epochs) * (len(validation) + min(RECOMPUTING_IMAGES, cell.train_images))
     steps = cell.epochs * (cell.train_images // cell.sgd_batch)
     return START_SECONDS + steps * per_step + evaluations * per_image

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from batchfree.records import LAST_EPOCHS, CellConfig, CellResult, Cost, EpochMetrics, read_metrics, summarise
+from batchfree.records import CellConfig, CellResult, Cost, EpochMetrics, last_epochs, read_metrics, summarise
 from batchfree.study._arm import NetworkImages, group_counts
 from batchfree.study._augment import augment
 from batchfree.study._checkpoint import TrainingState, load_checkpoint, save_checkpoint
@@ -148,7 +148,7 @@ class Training:
         if self.workers.any(not math.isfinite(scores.loss)):
             raise _DivergedError(f"the validation loss was {scores.loss} after epoch {self.state.epoch + 1}")
         recomputed = None
-        if has_batch_norm(self.network) and self.state.epoch + LAST_EPOCHS >= self.config.epochs:
+        if has_batch_norm(self.network) and self.state.epoch + last_epochs(self.config.epochs) >= self.config.epochs:
             with recomputed_statistics(self.network, self.images.training(slice(RECOMPUTING_IMAGES))):
                 recomputed = evaluate(self.network, validation, labels).error_percent
         line = EpochMetrics(

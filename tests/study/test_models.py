@@ -71,26 +71,35 @@ def test_the_small_vgg_takes_images_of_any_side(side: int) -> None:
     assert model(torch.randn(2, 1, side, side)).shape == (2, 10)
 
 
-def test_each_block_begins_as_its_shortcut() -> None:
+def test_a_block_begins_as_its_shortcut_unless_it_adds_channels() -> None:
     model = build_model("resnet8", in_channels=3, num_classes=10).eval()
     blocks = [module for module in model.modules() if isinstance(module, BasicBlock)]
-    assert all(block.norm2.weight.eq(0).all() for block in blocks)
     x = torch.rand(1, 16, 8, 8)
     assert torch.equal(blocks[0](x), x)
+    torch.nn.init.zeros_(blocks[1].norm2.weight)  # what is left of the block is its shortcut
     wider = blocks[1](x)
     assert torch.equal(wider[:, :16], x[:, :, ::2, ::2])
     assert wider[:, 16:].eq(0).all()
 
 
-def test_zero_gamma_changes_the_last_norm_of_each_block_alone() -> None:
+def test_zero_gamma_changes_the_last_norm_of_each_block_that_adds_no_channels() -> None:
     default, zero, one = (seeded("resnet8", zero_gamma=zero).state_dict() for zero in (None, True, False))
     for key, value in one.items():
         assert torch.equal(default[key], zero[key])
-        if key.endswith("norm2.weight"):
+        if key == "blocks.0.norm2.weight":  # the two others add channels
             assert value.eq(1).all()
             assert zero[key].eq(0).all()
         else:
             assert torch.equal(value, zero[key])
+
+
+def test_every_channel_of_a_fresh_network_learns() -> None:
+    # A channel that begins as relu(0) has no gradient, so that it would stay 0 for ever.
+    network = seeded("resnet20")
+    network(torch.randn(8, 3, 16, 16)).square().sum().backward()
+    lasts = {name: value.grad for name, value in network.named_parameters() if name.endswith("norm2.weight")}
+    assert len(lasts) == 9
+    assert all(slope is not None and slope.ne(0).all() for slope in lasts.values()), lasts
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])

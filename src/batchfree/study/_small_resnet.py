@@ -14,7 +14,8 @@ class SmallResNet(nn.Module):
     """The residual network for small images of He et al. 2016 (arXiv 1512.03385), section 4.2.
 
     Three stages of 16, 32 and 64 channels at full, half and quarter resolution; shortcuts without parameters; He
-    initialisation, and the last gamma of each block 0, as Wu & He 2018 train both BN and GN.
+    initialisation, and the last gamma of each block that adds no channels 0, after Wu & He 2018, who train both BN and
+    GN so.
     """
 
     def __init__(self, depth: int, in_channels: int, num_classes: int) -> None:
@@ -64,8 +65,13 @@ class BasicBlock(nn.Module):
         return F.relu(y + self._shortcut(x))
 
     def zero_init_last(self) -> None:
-        """Makes the last gamma 0, so that the block begins as its shortcut; the method's name is timm's."""
-        nn.init.zeros_(self.norm2.weight)
+        """Makes the last gamma 0, so that the block begins as its shortcut; the method's name is timm's.
+
+        Not where the block adds channels: these have no shortcut, would begin as relu(0), which has no gradient, and
+        would stay 0 for ever. Projections, as in larger networks, do not have this trouble.
+        """
+        if self.added_channels == 0:
+            nn.init.zeros_(self.norm2.weight)
 
     def _shortcut(self, x: Tensor) -> Tensor:
         if self.stride == 1 and self.added_channels == 0:

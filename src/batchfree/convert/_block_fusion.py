@@ -5,7 +5,6 @@ The module is traced one level deep, its children whole. That graph shows everyt
 
 from __future__ import annotations
 
-import copy
 import inspect
 import operator
 from collections import Counter
@@ -116,15 +115,30 @@ def _traced(module: nn.Module) -> tuple[fx.Graph, fx.Graph]:
     plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     if any(p.default is not p.empty or p.kind not in plain for p in parameters):
         raise _Refused(f"{shown} has optional arguments, on which it may depend")
-    graphs = []
-    for training in (True, False):
-        probe = copy.copy(module)  # what its code sets, it sets on this one
-        probe.training = training
-        try:
-            graphs.append(_OneLevel().trace(probe))
-        except Exception as error:  # fx raises whatever the module's own code does with a symbolic value
-            raise _Refused(f"{shown} cannot be traced ({type(error).__name__})") from error
+    asked: list[bool] = []
+
+    class Asking(type(module)):  # type: ignore[misc]
+        """Tells whether the forward looks at the training flag: a second trace takes milliseconds per module."""
+
+        @property
+        def training(self) -> bool:
+            asked.append(True)
+            return len(graphs) == 0
+
+    graphs: list[fx.Graph] = []
+    try:
+        while len(graphs) < 2:
+            graphs.append(_OneLevel().trace(_as(Asking, module)) if asked or not graphs else graphs[0])
+    except Exception as error:  # fx raises whatever the module's own code does with a symbolic value
+        raise _Refused(f"{shown} cannot be traced ({type(error).__name__})") from error
     return graphs[0], graphs[1]
+
+
+def _as(asking: type[nn.Module], module: nn.Module) -> nn.Module:
+    """A shallow copy of another class: what its code sets, it sets on this one."""
+    probe = asking.__new__(asking)
+    probe.__dict__ = dict(module.__dict__)
+    return probe
 
 
 class _OneLevel(fx.Tracer):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.utils.hooks import RemovableHandle
 
 from batchfree.convert._kinds import is_batch_norm
 from batchfree.errors import ConversionError
@@ -74,9 +75,9 @@ def copy_of(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
 
 
 def dataflow_by_running(model: nn.Module, example_inputs: object) -> Dataflow:
-    """Runs a copy of `model` once and watches what reaches each norm.
+    """Runs `model`, a copy that may be changed, once and watches what reaches each norm.
 
-    The copy runs in the model's own mode, so that parts which only training uses are seen; its norms run in evaluation
+    It runs in the model's own mode, so that parts which only training uses are seen; its norms run in evaluation
     mode, since training's batch statistics need more than one value per channel.
 
     Args:
@@ -85,16 +86,15 @@ def dataflow_by_running(model: nn.Module, example_inputs: object) -> Dataflow:
     Raises:
         ConversionError: the model does not run on these inputs.
     """
-    probe = copy_of(model)
     given = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     with torch.inference_mode(False):  # an inference tensor has no version counter; a clone does
         arguments = tuple(value.clone() if isinstance(value, Tensor) else copy.deepcopy(value) for value in given)
     watch = _Watch()
-    for name, module in probe.named_modules():
+    for name, module in model.named_modules():
         watch.follow(name, module)
     try:
         with torch.inference_mode(False), torch.no_grad(), _random_numbers_kept(model):
-            probe(*arguments)
+            model(*arguments)
     except Exception as error:  # whatever the model's own code raises
         raise ConversionError(
             f"{type(model).__name__} could not be run on the example inputs ({type(error).__name__}: {error}). They "
@@ -102,6 +102,8 @@ def dataflow_by_running(model: nn.Module, example_inputs: object) -> Dataflow:
             f"inputs, of the model's device and dtype; a detector in training mode also needs targets, or call "
             f"model.eval() first."
         ) from error
+    finally:
+        watch.leave()
     return watch.dataflow()
 
 
@@ -116,6 +118,7 @@ class _Watch:
     """Hooks on every module of a running network, and what they saw."""
 
     def __init__(self) -> None:
+        self._handles: list[RemovableHandle] = []
         self._stack: list[str] = []
         self._norms: dict[str, NormReading] = {}
         self._inputs: dict[str, list[object]] = defaultdict(list)
@@ -143,8 +146,12 @@ class _Watch:
                 self._convolved[id(output)] = (name, self._calls[name], weakref.ref(output), output._version)
                 self._calls[name] += 1
 
-        module.register_forward_pre_hook(before)
-        module.register_forward_hook(after)
+        self._handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+
+    def leave(self) -> None:
+        """Takes the hooks off again."""
+        for handle in self._handles:
+            handle.remove()
 
     def _read(self, name: str, x: object) -> None:
         reading = self._norms.setdefault(name, NormReading())
@@ -176,22 +183,21 @@ def _shape(value: object) -> object:
 
 
 def dataflow_by_tracing(model: nn.Module) -> Dataflow:
-    """Reads the data flow off the symbolic graph, without running anything.
+    """Reads the data flow off the symbolic graph of `model`, a copy that may be changed, without running anything.
 
     Raises:
         ConversionError: the model's Python code depends on its data, so that no symbolic graph exists.
     """
-    probe = copy_of(model)  # its code runs, and may change what it holds
     try:
         with _random_numbers_kept(model):
-            graph = _Tracer().trace(probe)
+            graph = _Tracer().trace(model)
     except Exception as error:  # fx raises whatever the model's own code does with a symbolic value
         raise ConversionError(
             f"{type(model).__name__} cannot be traced symbolically ({type(error).__name__}: {error}), so the "
             f"convolutions that a norm follows are not known. Either the trace or one run must show them. "
             f"Pass example_inputs=, a batch that the model accepts."
         ) from error
-    modules = dict(probe.named_modules())
+    modules = dict(model.named_modules())
     # A convolution that is called twice has two nodes: each must go to norms only.
     feeds_norm: dict[str, bool] = {}
     norms: dict[str, NormReading] = {}

@@ -130,7 +130,8 @@ def make_plan(
     if not norms and not reasons:
         reasons.append(_no_norm(model))
     is_lazy = any(facts.channels is None for facts in norms.values())
-    flow, unknown = _look(model, example_inputs, ws) if not reasons and not is_lazy else (None, ())
+    probe = copy_of(model) if norms and not is_lazy else None
+    flow, unknown = _look(probe, example_inputs, ws) if probe is not None else (None, ())
     rows = [_row(model, names, facts, request, flow, ws) for names, facts in norms.items()]
     if ws and rows and not any(row.reasons or row.standardizes for row in rows):
         plain = sorted({line for row in rows for line in row.stays_plain})
@@ -140,9 +141,9 @@ def make_plan(
             + ". Convert without ws."
         )
     fusions = Fusions((), {}, {})
-    if fuse and rows and not reasons:
+    if fuse and probe is not None and not reasons:
         candidates = [row.names for row in rows if not row.reasons and row.not_fused is None and row.fuses is None]
-        fusions = find_fusions(copy_of(model), candidates, flow)
+        fusions = find_fusions(probe, candidates, flow)
         rows = [_with_fusion(row, fusions) for row in rows]
     return ConversionPlan(
         type(model).__name__, request.norm, ws, tuple(rows), tuple(reasons), tuple(unknown), fusions

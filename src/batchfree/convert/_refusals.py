@@ -19,6 +19,8 @@ _WRAPPERS = {
     "OptimizedModule": "torch.compile has compiled it. Convert the network before compiling it: pass model._orig_mod",
 }
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic", "torch.ao.nn.qat", "torch.ao.quantization")
+#: What a network that can be quantised later holds.
+_STILL_FLOAT = ("FloatFunctional", "QuantStub", "DeQuantStub")
 
 
 def reasons_against(model: nn.Module) -> list[str]:
@@ -33,7 +35,7 @@ def reasons_against(model: nn.Module) -> list[str]:
         if isinstance(module, torch.jit.ScriptModule):
             reasons.append(f"{shown}: scripted code cannot be changed. Convert the network before scripting it.")
             break  # everything in it is scripted too
-        if type(module).__module__.startswith(_QUANTIZED):
+        if type(module).__module__.startswith(_QUANTIZED) and type(module).__name__ not in _STILL_FLOAT:
             reasons.append(f"{shown}: it is quantised. Convert the network before preparing it for quantisation.")
         if is_uninitialized(module) and not is_batch_norm(module):
             reasons.append(f"{shown}, lazy without its sizes yet. Run the model once on a batch before converting it.")

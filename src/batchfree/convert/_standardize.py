@@ -36,7 +36,7 @@ def standardize_weights(model: nn.Module, example_inputs: object = None) -> nn.M
     Raises:
         ConversionError: a convolution cannot be standardised, or none feeds a Batch Norm; every reason is listed.
     """
-    flow = read_dataflow(model, example_inputs)
+    flow = read_dataflow(copy_of(model), example_inputs)
     copied = copy_of(model)
     replacements: dict[nn.Module, nn.Module] = {}
     reasons: dict[str, str] = {}
@@ -61,7 +61,7 @@ def standardize_weights(model: nn.Module, example_inputs: object = None) -> nn.M
 
 
 def read_dataflow(model: nn.Module, example_inputs: object) -> Dataflow:
-    """The data flow seen in one run, or on the graph where there are no inputs.
+    """The data flow of a copy that may be changed, seen in one run, or on the graph where there are no inputs.
 
     Raises:
         ConversionError: the run or the trace fails.

@@ -41,7 +41,8 @@ def torchvision_inputs(name: str) -> tuple[Any, ...]:
         return (pixels(1, 3, 4, 32, 32),)
     if name == "s3d":
         return (pixels(1, 3, 16, 224, 224),)
-    return (pixels(1, 3, 80, 80) if name == "inception_v3" else pixels(1, 3, 64, 64),)
+    size = next((size for part, size in (("inception", 299), ("maxvit", 224)) if part in name), 64)
+    return (pixels(1, 3, size, size),)
 
 
 def timm_inputs(model: nn.Module, size: int) -> tuple[Tensor, ...]:

@@ -39,7 +39,7 @@ def _batch_norms(model: nn.Module) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if "running_mean" in module._buffers or "BatchNorm" in type(module).__name__
+        if module._buffers.get("running_mean") is not None or "BatchNorm" in type(module).__name__
     ]
 
 

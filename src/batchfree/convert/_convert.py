@@ -58,8 +58,8 @@ def convert(
             needs a model that `torch.fx` can trace.
         optimizer: one that was built on `model`: it is changed to train the result, each Parameter in the group where
             it was, with its state; gains and offsets join the group of their convolution's weight.
-        fuse: let norms compute the ReLU, SiLU or GELU that directly follows them, and the sum before that, where nothing
-            else reads the tensors between. Numbers change by rounding only.
+        fuse: let norms compute the ReLU, SiLU or GELU that directly follows them, and the sum before that, where
+            nothing else reads the tensors between. Numbers change by rounding only.
 
     Returns:
         A deep copy with the same names of modules.

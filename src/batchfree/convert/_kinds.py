@@ -136,11 +136,11 @@ def _has_running_statistics(module: nn.Module) -> bool:
 
 
 def _channels(module: nn.Module) -> int:
-    if isinstance(module, _BatchNorm):
-        return module.num_features
-    statistics = module._buffers["running_mean"]
-    assert statistics is not None
-    return len(statistics)
+    statistics = module._buffers.get("running_mean")
+    if statistics is not None:  # a lazy norm may have loaded its tensors, and its attribute still say 0
+        return len(statistics)
+    assert isinstance(module, _BatchNorm)
+    return module.num_features
 
 
 def _refused(module: nn.Module, channels: int | None, reasons: tuple[str, ...]) -> BatchNormFacts:

@@ -11,7 +11,7 @@ __all__ = ["reasons_against"]
 
 #: By the start of a class's module, or its name: importing these packages to compare classes takes seconds.
 _WRAPPERS = {
-    "DistributedDataParallel": "DDP holds buckets of the old Parameters. Convert the network before wrapping it: pass model.module",
+    "DistributedDataParallel": "it holds the old Parameters. Convert the network before wrapping it: pass model.module",
     "DataParallel": "it runs replicas of the network. Convert the network before wrapping it: pass model.module",
     "FullyShardedDataParallel": "it holds the Parameters in shards. Convert the network before wrapping it",
     "FSDPModule": "its Parameters are shards (fully_shard). Convert the network before sharding it",

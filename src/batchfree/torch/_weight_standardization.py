@@ -1,10 +1,9 @@
-"""Convolutions whose filters are standardised before use, and folding them back into plain ones."""
+"""Convolutions whose filters are standardised before use."""
 
 from __future__ import annotations
 
-import copy
 import math
-from typing import Literal, TypeAlias, TypeVar, overload
+from typing import Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from batchfree.errors import ArgumentError, unknown_name
 from batchfree.torch import _formula, _kernel
 
-__all__ = ["Variant", "WSConv1d", "WSConv2d", "WSConv3d", "fold", "standardize_weight"]
+__all__ = ["StandardizedConv", "Variant", "WSConv1d", "WSConv2d", "WSConv3d", "standardize_weight"]
 
 #: Published checkpoints differ: see `standardize_weight`.
 Variant: TypeAlias = Literal["bit", "qiao"]
@@ -47,10 +46,10 @@ def standardize_weight(weight: Tensor, variant: Variant = "bit", eps: float | No
     return _formula.standardize_weight(weight, variant, eps)
 
 
-WSConvT = TypeVar("WSConvT", bound="_WSConv")
+WSConvT = TypeVar("WSConvT", bound="StandardizedConv")
 
 
-class _WSConv(nn.modules.conv._ConvNd):
+class StandardizedConv(nn.modules.conv._ConvNd):
     """What the three convolutions share: the variant, its eps, and the plain layer that computes the same."""
 
     plain: type[nn.Conv1d | nn.Conv2d | nn.Conv3d]
@@ -132,7 +131,7 @@ class _WSConv(nn.modules.conv._ConvNd):
         return f"{inherited}, variant={self.variant!r}, eps={self.eps}{affine}"
 
 
-class WSConv1d(_WSConv, nn.Conv1d):
+class WSConv1d(StandardizedConv, nn.Conv1d):
     """`torch.nn.Conv1d` with standardised filters; see `WSConv2d`."""
 
     plain = nn.Conv1d
@@ -172,7 +171,7 @@ class WSConv1d(_WSConv, nn.Conv1d):
         self._standardize_with(variant, eps, affine)
 
 
-class WSConv2d(_WSConv, nn.Conv2d):
+class WSConv2d(StandardizedConv, nn.Conv2d):
     """`torch.nn.Conv2d` with standardised filters: `conv(x, (w - mean) / deviation) + bias`, statistics per filter.
 
     Weight Standardization makes what follows independent of each filter's mean and scale, which a norm right after it
@@ -232,7 +231,7 @@ class WSConv2d(_WSConv, nn.Conv2d):
         self._standardize_with(variant, eps, affine)
 
 
-class WSConv3d(_WSConv, nn.Conv3d):
+class WSConv3d(StandardizedConv, nn.Conv3d):
     """`torch.nn.Conv3d` with standardised filters; see `WSConv2d`."""
 
     plain = nn.Conv3d
@@ -270,52 +269,6 @@ class WSConv3d(_WSConv, nn.Conv3d):
             dtype,
         )
         self._standardize_with(variant, eps, affine)
-
-
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
-
-
-@overload
-def fold(module: WSConv1d) -> nn.Conv1d: ...
-@overload
-def fold(module: WSConv2d) -> nn.Conv2d: ...
-@overload
-def fold(module: WSConv3d) -> nn.Conv3d: ...
-@overload
-def fold(module: ModuleT) -> ModuleT: ...
-def fold(module: nn.Module) -> nn.Module:
-    """A copy of `module` for inference, in which every `WSConv*d` is a plain convolution of the same function.
-
-    Args:
-        module: a `WSConv*d`, or a network that holds some; left as it is.
-
-    Returns:
-        A deep copy; a plain convolution where `module` itself is a `WSConv*d`. Tied convolutions stay tied.
-
-    >>> network = nn.Sequential(WSConv2d(3, 8, 3), nn.ReLU())
-    >>> type(fold(network)[0]).__name__
-    'Conv2d'
-    """
-    folded = copy.deepcopy(module)
-    if isinstance(folded, _WSConv):
-        return _plain_convolution(folded)
-    plain: dict[_WSConv, nn.Module] = {}
-    for parent in list(folded.modules()):
-        for name, child in list(parent._modules.items()):  # named_children() skips a second name of the same module
-            if isinstance(child, _WSConv):
-                setattr(parent, name, plain.setdefault(child, _plain_convolution(child)))
-    return folded
-
-
-def _plain_convolution(conv: _WSConv) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
-    # Shares the attributes instead of building a layer anew: hooks, padding mode, training flag and dtype come along.
-    plain = conv.plain.__new__(conv.plain)
-    plain.__dict__ = {key: value for key, value in conv.__dict__.items() if key not in ("variant", "eps")}
-    plain._parameters = {key: value for key, value in conv._parameters.items() if key not in ("gain", "offset")}
-    with torch.no_grad():
-        weight = conv.standardized_weight()
-    plain.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
-    return plain
 
 
 def _check_variant(variant: str, eps: float | None) -> float:

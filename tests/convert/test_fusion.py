@@ -115,9 +115,9 @@ def test_resnet_takes_in_every_activation_and_every_sum() -> None:
     assert calls == ["GroupNorm"] * 53
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "efficientnet_b0", "convmixer_768_32"])
+@pytest.mark.parametrize("name", ["resnet10t", "efficientnet_b0"])
 def test_timms_networks_agree(name: str) -> None:
-    assert_fused_agrees(timm.create_model(name, num_classes=3, **({"depth": 2} if "mixer" in name else {})).eval(), torch.randn(1, 3, 32, 32))  # fmt: skip
+    assert_fused_agrees(timm.create_model(name, num_classes=3).eval(), torch.randn(1, 3, 32, 32))
 
 
 def test_a_fused_block_is_still_what_it_was() -> None:
@@ -129,6 +129,7 @@ def test_a_fused_block_is_still_what_it_was() -> None:
     assert isinstance(fused.layer1[1], torchvision.models.resnet.BasicBlock)
     assert fused.layer1[1].stride == 1
     assert type(model.layer1[1]) is torchvision.models.resnet.BasicBlock
+    called.clear()
     expected = fused(x)
     assert called == ["hook"]
     fused.layer1[0]._forward_hooks.clear()  # a lambda does not pickle
@@ -181,7 +182,7 @@ class OtherMethod(Reads):
         (Reads(lambda m, x, y: F.relu(torch.add(y, x, alpha=2))), "no ReLU, SiLU or GELU"),
         (Reads(lambda m, x, y: F.relu(y + m.pool(x))), "another shape"),
         (Reads(lambda m, x, y: F.relu(y + m.bias)), "shape of what is added to it was not seen"),
-        (Reads(lambda m, x, y: F.relu(y + x) if x.sum() > 1e9 else F.relu(y + x)), "cannot be traced"),
+        (Reads(lambda m, x, y: F.relu(y if x.sum() > 1e9 else y + x)), "cannot be traced"),
         (Optional(F.relu), "optional arguments"),
         (OtherMethod(F.relu), "its method features uses the same layers"),
     ],

@@ -184,6 +184,7 @@ def test_vectors_and_single_elements_get_groups_of_enough_values() -> None:
     with pytest.raises(ConversionError) as caught:
         convert(model, num_groups=74, example_inputs=x)
     assert "Pass num_groups=37" in str(caught.value)
-    assert [layer.num_groups for layer in convert(model, num_groups=37, example_inputs=x) if isinstance(layer, GroupNorm)] == [37, 37]  # type: ignore[attr-defined]  # fmt: skip
+    suggested = convert(model, num_groups=37, example_inputs=x)
+    assert [layer.num_groups for layer in suggested.modules() if isinstance(layer, GroupNorm)] == [37, 37]
     with pytest.raises(ConversionError, match="pass norm='gn'"):
         convert(model, "in", example_inputs=x)

@@ -14,7 +14,8 @@ SURFACE = {
         "group_norm", "kernel_info", "merge_moments", "moments", "standardize_weight",
     },
     "batchfree.convert": {
-        "Affine", "ConversionPlan", "Groups", "Norm", "PlanRow", "Ws", "convert", "plan_conversion", "standardize_weights",
+        "Affine", "ConversionPlan", "Groups", "Norm", "PlanRow", "Ws", "convert", "plan_conversion",
+        "standardize_weights",
     },
     "batchfree.report": {
         "Advice", "Arm", "Arms", "Choice", "Difference", "Exhibit", "PublishedSeries", "advise", "build_report",

@@ -1,10 +1,8 @@
-"""The networks of torchvision and timm that hold Batch Norm, and one call's inputs for each.
-
-tests/convert/test_every_network.py checks that the lists are complete.
-"""
+"""The networks of torchvision and timm, and one call's inputs for each."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import timm
@@ -45,10 +43,29 @@ def torchvision_inputs(name: str) -> tuple[Any, ...]:
     return (pixels(1, 3, size, size),)
 
 
-def timm_inputs(model: nn.Module, size: int) -> tuple[Tensor, ...]:
-    """What one call of a timm network takes."""
-    channels: int = timm.data.resolve_model_data_config(model)["input_size"][0]
-    return (pixels(1, channels, size, size),)
+def smallest_timm_network(module: str) -> str | None:
+    """Of the networks of a module of timm that hold Batch Norm, the one with the fewest parameters."""
+    sizes = {}
+    for name in timm.list_models(module=module):
+        with torch.device("meta"):  # no memory, no random numbers
+            model = timm.create_model(name)
+        if any("BatchNorm" in type(layer).__name__ for layer in model.modules()):
+            sizes[name] = sum(parameter.numel() for parameter in model.parameters())
+    return min(sizes, key=lambda name: sizes[name], default=None)
+
+
+def timm_inputs(model: nn.Module) -> tuple[Tensor, ...]:
+    """What one call of a timm network takes, at the smallest size that it runs on."""
+    channels, _, own_size = timm.data.resolve_model_data_config(model)["input_size"]
+    for size in (64, 128):
+        images = pixels(1, channels, size, size)
+        try:
+            with torch.no_grad():
+                copy.deepcopy(model).eval()(images)
+        except (RuntimeError, AssertionError, ValueError):  # too small for it, or not its one size
+            continue
+        return (images,)
+    return (pixels(1, channels, own_size, own_size),)
 
 
 def pixels(*shape: int) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from batchfree.convert import convert
+from batchfree.errors import ArgumentError
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 2, 1])
@@ -25,14 +26,17 @@ LABELS = torch.tensor([0, 2, 1])
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
 
-def converted(name: str) -> nn.Module:
-    """Fused: Opacus's hooks do not stand an activation that changes a norm's output in place."""
+def converted(name: str, example: Tensor | None = None) -> nn.Module:
+    """As the documentation says: nothing in place, which Opacus's hooks do not stand, and activations fused."""
     torch.manual_seed(0)
     if name == "resnet18":
         model = torchvision.models.resnet18(weights=None, num_classes=3)
     else:
         model = timm.create_model(name, num_classes=3)
-    return convert(model, fuse=True, example_inputs=IMAGES[:1])
+    for module in model.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False
+    return convert(model, fuse=True, example_inputs=example)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0"])
@@ -73,3 +77,9 @@ def gradients(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Ten
     model.zero_grad()
     F.cross_entropy(model(images), labels, reduction="sum").backward()
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def test_a_fused_sum_is_refused_by_name_instead_of_giving_wrong_gradients() -> None:
+    private = GradSampleModule(converted("resnet18", IMAGES[:1]))
+    with pytest.raises(ArgumentError, match="no example_inputs"):
+        F.cross_entropy(private(IMAGES), LABELS).backward()

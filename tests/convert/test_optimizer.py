@@ -62,10 +62,7 @@ def test_named_parameters_get_names() -> None:
     optimizer = torch.optim.AdamW(model.named_parameters())
     converted = convert(model, ws=True, optimizer=optimizer)
     (group,) = optimizer.param_groups
-    assert (
-        dict(zip(group["param_names"], group["params"], strict=True)).keys()
-        == dict(converted.named_parameters()).keys()
-    )
+    assert set(group["param_names"]) == {name for name, _ in converted.named_parameters()}
     for name, parameter in zip(group["param_names"], group["params"], strict=True):
         assert converted.get_parameter(name) is parameter
 
@@ -85,7 +82,7 @@ def test_a_fresh_affine_starts_without_momentum() -> None:
 )
 def test_an_optimiser_of_something_else_is_refused_and_left_alone(optimizer: Any) -> None:
     held = [*optimizer.param_groups[0]["params"]] if isinstance(optimizer, torch.optim.Optimizer) else []
-    with pytest.raises(ArgumentError, match="optimi[sz]er"):
+    with pytest.raises(ArgumentError, match="optimizer"):
         convert(network(), optimizer=optimizer)
     if held:
         assert all(a is b for a, b in zip(held, optimizer.param_groups[0]["params"], strict=True))

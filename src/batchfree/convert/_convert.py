@@ -110,9 +110,10 @@ def _new_layers(
         assert facts is not None
         assert row.num_groups is not None
         activation = own_activation(facts)[0] if fuse else None
+        has_residual = False
         if (fused := plan.fusions.norms.get(row.names[0])) is not None:
-            activation = fused.activation
-        replacements[norm] = group_norm_for(norm, facts, row.num_groups, affine, activation, fresh)
+            activation, has_residual = fused.activation, fused.has_residual
+        replacements[norm] = group_norm_for(norm, facts, row.num_groups, affine, activation, has_residual, fresh)
         for name in row.standardizes:
             conv = model.get_submodule(name)
             if conv not in replacements:

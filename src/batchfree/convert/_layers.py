@@ -10,6 +10,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from batchfree.convert._activations import activation_of_layer
 from batchfree.convert._kinds import BatchNormFacts
+from batchfree.errors import ArgumentError
 from batchfree.torch import Activation, GroupNorm
 
 __all__ = ["Affine", "GroupNormAct", "group_norm_for", "own_activation"]
@@ -29,11 +30,30 @@ class GroupNormAct(GroupNorm):
         return self.act(self.drop(super().forward(input, residual)))
 
 
+class GroupNormSum(GroupNorm):
+    """Group Norm in a rewritten forward, which always adds a residual before the activation.
+
+    Opacus computes per-sample gradients by calling a layer again with its first input alone. Without the residual they
+    would be wrong, and nobody would see it.
+    """
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Normalises `input` and adds `residual`, which must be given."""
+        if residual is None:
+            raise ArgumentError(
+                "a norm that took in a residual sum was called without the residual. It needs both, and Opacus gives "
+                "it only its first input. Convert with fuse=True and no example_inputs, which leaves sums alone."
+            )
+        return super().forward(input, residual)
+
+
 def own_activation(facts: BatchNormFacts) -> tuple[Activation | None, str]:
     """The activation of a timm norm that its Group Norm can compute itself, or why it cannot."""
     act = facts.layers.get("act")
-    if act is None or type(act) is nn.Identity:
+    if act is None:
         return None, ""
+    if type(act) is nn.Identity:
+        return None, "it is of a class with an activation, which is off here"
     if type(facts.layers.get("drop", nn.Identity())) not in (nn.Identity, type(None)):
         return None, "its drop layer stands between it and its activation"
     activation = activation_of_layer(act)
@@ -46,6 +66,7 @@ def group_norm_for(
     num_groups: int,
     affine: Affine,
     activation: Activation | None,
+    has_residual: bool,
     fresh: dict[Tensor, nn.Parameter],
 ) -> GroupNorm:
     """The layer for `norm`, whose Parameters, hooks and layers it takes over.
@@ -53,12 +74,12 @@ def group_norm_for(
     Args:
         norm: of the copy: nothing of it stays in use elsewhere.
         activation: that it computes itself; the `act` layer of a timm norm then becomes an `nn.Identity`.
+        has_residual: whether it is called with a residual, always.
         fresh: new parameters by the old ones, so that tied ones stay tied; extended.
     """
     assert facts.channels is not None
-    converted = (GroupNormAct if facts.layers else GroupNorm)(
-        num_groups, facts.channels, facts.eps, affine=False, activation=activation
-    )
+    layer_class = GroupNormAct if facts.layers else GroupNormSum if has_residual else GroupNorm
+    converted = layer_class(num_groups, facts.channels, facts.eps, affine=False, activation=activation)
     converted.affine = facts.weight is not None
     for name, old in (("weight", facts.weight), ("bias", facts.bias)):
         if old is not None:

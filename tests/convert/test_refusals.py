@@ -40,14 +40,14 @@ CASES: list[tuple[Any, list[str]]] = [
     (lambda: nn.DataParallel(network()), ["pass model.module"]),
     (lambda: torch.compile(network()), ["pass model._orig_mod"]),
     (lambda: torch.jit.script(network()), ["before scripting it"]),
-    (lambda: torch.jit.trace(network(), torch.randn(2, 3, 8, 8)), ["before scripting it"]),
+    (lambda: torch.jit.trace(network().eval(), torch.randn(2, 3, 8, 8)), ["before scripting it"]),
     (quantised, ["before preparing it for quantisation"]),
     (wrapped_lazily, ["pass model.module", "Run the model once"]),
     (lambda: nn.utils.fuse_conv_bn_eval(nn.Conv2d(3, 4, 3).eval(), nn.BatchNorm2d(4).eval()), ["before fusing it"]),
 ]
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")  # torch's own, of scripting
+@pytest.mark.filterwarnings("ignore:.torch.jit.*is deprecated")  # torch's own, of scripting
 @pytest.mark.parametrize(("build", "mends"), CASES)
 def test_each_is_refused_with_every_reason_and_the_way_out(build: Any, mends: list[str]) -> None:
     model = build()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import linecache
+import re
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -29,8 +30,10 @@ class _Source:
 def rewrite_forward(module: nn.Module, graph: fx.Graph) -> None:
     """From now on `module(...)` does what `graph` says; everything else about the object stays."""
     code = graph.python_code("self")
-    modules = {name: value.__name__ for name, value in code.globals.items() if isinstance(value, ModuleType)}
-    objects = {name: value for name, value in code.globals.items() if name not in modules}
+    # fx also gives names that the code does not use, nan among them, which equals nothing.
+    used = {name: value for name, value in code.globals.items() if re.search(rf"\b{name}\b", code.src)}
+    modules = {name: value.__name__ for name, value in used.items() if isinstance(value, ModuleType)}
+    objects = {name: value for name, value in used.items() if name not in modules}
     source = _Source(code.src, tuple(sorted(modules.items())), tuple(sorted(objects.items(), key=lambda item: item[0])))
     # nn.Module's own __setattr__ would take it for a submodule's name
     object.__setattr__(module, "__class__", _fused_class(type(module), source))

@@ -125,7 +125,7 @@ def make_plan(
     if ws not in (True, False, "strict"):
         raise ArgumentError(f"ws={ws!r} was given. It must be False, True or 'strict'. Pass one of these.")
     reasons = reasons_against(model)
-    norms = {names: facts for names, facts in _norms(model) if not reasons}
+    norms = dict(_norms(model)) if not reasons else {}
     _check_names(request, norms)
     if not norms and not reasons:
         reasons.append(_no_norm(model))

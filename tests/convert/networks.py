@@ -56,7 +56,8 @@ def smallest_timm_network(module: str) -> str | None:
 
 def timm_inputs(model: nn.Module) -> tuple[Tensor, ...]:
     """What one call of a timm network takes, at the smallest size that it runs on."""
-    channels, _, own_size = timm.data.resolve_model_data_config(model)["input_size"]
+    data: Any = timm.data
+    channels, _, own_size = data.resolve_model_data_config(model)["input_size"]
     for size in (64, 128):
         images = pixels(1, channels, size, size)
         try:

@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 
 from batchfree import reference
-from batchfree.convert import _convert, convert
+from batchfree.convert import Norm, _convert, convert
 from batchfree.errors import ArgumentError, BatchfreeError, ConversionError
 from batchfree.torch import GroupNorm, WSConv2d
 from tests.closeness import assert_close
@@ -35,7 +35,7 @@ def group_counts(model: nn.Module) -> list[int]:
 )
 @pytest.mark.parametrize(("norm", "num_groups"), [("gn", 2), ("ln", 1), ("in", 32)])
 def test_every_batch_norm_becomes_the_norm_asked_for(
-    batch_norm: Any, x: torch.Tensor, norm: _convert.Norm, num_groups: int
+    batch_norm: Any, x: torch.Tensor, norm: Norm, num_groups: int
 ) -> None:
     with torch.no_grad():
         batch_norm.weight.normal_()

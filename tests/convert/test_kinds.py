@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import pytest
-import timm
+import timm.layers
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,6 +54,7 @@ class Named(nn.BatchNorm2d):
     """A subclass with nothing of its own in its forward."""
 
 
+timm_layers: Any = timm.layers
 KINDS: list[tuple[nn.Module, tuple[int, ...]]] = [
     (nn.BatchNorm1d(32), (2, 32)),
     (nn.BatchNorm1d(32), (2, 32, 7)),
@@ -92,10 +93,10 @@ def test_what_was_frozen_stays_frozen(frozen: nn.Module) -> None:
 @pytest.mark.parametrize("drop", [None, nn.AlphaDropout])
 def test_every_timm_kind_keeps_its_activation_and_drop(act: type[nn.Module], drop: type[nn.Module] | None) -> None:
     options = {} if act is nn.GELU else {"inplace": True}
-    batch_norm: Any = timm.layers.BatchNormAct2d(32, act_layer=act, inplace=bool(options), drop_layer=drop)
+    batch_norm: Any = timm_layers.BatchNormAct2d(32, act_layer=act, inplace=bool(options), drop_layer=drop)
     randomised(batch_norm)
-    synchronised = timm.layers.convert_sync_batchnorm(copy.deepcopy(batch_norm))
-    frozen = timm.layers.freeze_batch_norm_2d(copy.deepcopy(batch_norm))
+    synchronised = timm_layers.convert_sync_batchnorm(copy.deepcopy(batch_norm))
+    frozen = timm_layers.freeze_batch_norm_2d(copy.deepcopy(batch_norm))
     x = torch.randn(2, 32, 5, 3)
     expected = act()(F.group_norm(x.double(), 4, batch_norm.weight.double(), batch_norm.bias.double(), 1e-5))
     for norm in (batch_norm, synchronised, frozen):
@@ -112,7 +113,7 @@ def test_one_parameter_of_two_is_kept() -> None:
     norm = randomised(nn.BatchNorm2d(32))
     norm.bias = None  # type: ignore[assignment]
     x = torch.randn(2, 32, 5, 3)
-    expected = F.group_norm(x.double(), 4, norm.weight.double(), None)  # type: ignore[operator, union-attr]
+    expected = F.group_norm(x.double(), 4, dict(norm.named_parameters())["weight"].double(), None)
     assert_close(convert(nn.Sequential(norm), num_groups=4)(x), expected.detach().numpy())
 
 

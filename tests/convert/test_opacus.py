@@ -49,7 +49,7 @@ def test_per_sample_gradients_are_those_of_one_image_at_a_time(name: str) -> Non
     F.cross_entropy(private(images), LABELS, reduction="sum").backward()
     for parameter_name, parameter in private._module.named_parameters():
         expected = torch.stack([found[parameter_name] for found in alone])
-        sample: Any = parameter.grad_sample  # type: ignore[attr-defined]
+        sample: Any = parameter.grad_sample
         torch.testing.assert_close(sample, expected, rtol=1e-7, atol=1e-9)
         assert expected.abs().max() > 0
 

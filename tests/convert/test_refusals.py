@@ -18,7 +18,7 @@ def network() -> nn.Sequential:
 
 
 def distributed() -> nn.Module:
-    store = torch.distributed.HashStore()
+    store = torch.distributed.HashStore()  # type: ignore[attr-defined]
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         return nn.parallel.DistributedDataParallel(network())
@@ -77,6 +77,6 @@ def test_a_network_that_may_be_quantised_later_is_converted() -> None:
 
 def test_a_network_that_cannot_be_copied_is_refused_with_the_cause() -> None:
     model = network()
-    model.cache = model(torch.randn(2, 3, 8, 8))  # type: ignore[assignment]  # a tensor with a history
+    model.cache = model(torch.randn(2, 3, 8, 8))  # a tensor with a history
     with pytest.raises(ConversionError, match="cannot be copied"):
         convert(model)

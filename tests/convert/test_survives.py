@@ -46,7 +46,7 @@ def test_the_original_is_bit_for_bit_what_it_was() -> None:
 
 
 def test_parameters_that_are_not_replaced_are_equal_and_in_their_memory_format() -> None:
-    model = torchvision.models.resnet18(weights=None).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = torchvision.models.resnet18(weights=None).to(memory_format=torch.channels_last)
     model.conv1.weight.requires_grad_(False)
     model.layer1.eval()
     x = torch.randn(1, 3, 64, 64).to(memory_format=torch.channels_last)
@@ -104,7 +104,7 @@ def test_tied_convolutions_share_one_standardised_layer_and_tied_weights_stay_ti
     model = nn.Sequential(conv, norms[0], conv, norms[1], other, norms[2])
     x = torch.randn(1, 8, 6, 6)
     for ws in (True, "strict"):
-        converted: Any = convert(model, ws=ws, example_inputs=x)  # type: ignore[arg-type]
+        converted: Any = convert(model, ws=ws, example_inputs=x)
         assert converted[0] is converted[2]
         assert converted[0].weight is converted[4].weight
         agrees = torch.allclose(converted(x), convert(model)(x), atol=1e-5)
@@ -117,6 +117,6 @@ def test_preserved_filters_change_nothing_and_strict_ones_what_follows_without_a
         if isinstance(module, nn.Conv2d):
             module.weight.data += 0.05  # strict standardisation removes this mean
     x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
-    plain, preserved, strict = (convert(model, ws=ws)(x) for ws in (False, True, "strict"))  # type: ignore[arg-type]
+    plain, preserved, strict = (convert(model, ws=ws)(x) for ws in (False, True, "strict"))
     assert torch.allclose(preserved, plain, rtol=1e-9, atol=1e-9)
     assert not torch.allclose(strict, plain, rtol=0.1)

@@ -284,8 +284,9 @@ def _why_not_rewrite(module: nn.Module, graphs: tuple[fx.Graph, fx.Graph]) -> st
             break
         for name, function in vars(base).items():
             code = getattr(function, "__code__", None)
-            is_other = code is not None and name not in ("forward", *_SETTERS) and not name.startswith("__")
-            if is_other and children & set(code.co_names):
+            if code is None or name in ("forward", *_SETTERS) or name.startswith("__"):
+                continue
+            if children & set(code.co_names):
                 return f"{shown} its method {name} uses the same layers"
     return None
 

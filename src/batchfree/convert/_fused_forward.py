@@ -9,6 +9,7 @@ import functools
 import importlib
 import linecache
 import re
+from collections.abc import Hashable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -40,7 +41,8 @@ def rewrite_forward(module: nn.Module, graph: fx.Graph) -> None:
 
 
 @functools.cache  # equal blocks share a class, as before, and torch.compile compiles it once
-def _fused_class(base: type[nn.Module], source: _Source) -> type[nn.Module]:
+def _fused_class(base: Hashable, source: _Source) -> Any:
+    assert isinstance(base, type)
     names: dict[str, Any] = {name: importlib.import_module(path) for name, path in source.modules}
     names.update(source.objects)
     filename = f"<batchfree: forward of {base.__qualname__}, {hash(source.code):x}>"
@@ -52,11 +54,12 @@ def _fused_class(base: type[nn.Module], source: _Source) -> type[nn.Module]:
         return (_instance, (base, source), *state)
 
     attributes = {"forward": names["forward"], "__reduce_ex__": reduce, "__module__": base.__module__}
-    fused = type(f"Fused{base.__name__}", (base,), attributes)
+    fused: Any = type(f"Fused{base.__name__}", (base,), attributes)
     return fused
 
 
 def _instance(base: type[nn.Module], source: _Source) -> nn.Module:
     """What unpickling and deepcopy call; the state comes after."""
     fused = _fused_class(base, source)
-    return fused.__new__(fused)
+    instance: nn.Module = fused.__new__(fused)
+    return instance

@@ -46,7 +46,7 @@ def is_batch_norm(module: nn.Module) -> bool:
 
 def is_uninitialized(module: nn.Module) -> bool:
     """Whether `module` is a lazy layer that does not know its sizes yet."""
-    return isinstance(module, LazyModuleMixin) and bool(module.has_uninitialized_params())  # type: ignore[misc]
+    return isinstance(module, LazyModuleMixin) and bool(module.has_uninitialized_params())
 
 
 def read_batch_norm(module: nn.Module) -> BatchNormFacts | None:

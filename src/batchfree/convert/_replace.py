@@ -15,6 +15,4 @@ def replace_everywhere(root: nn.Module, replacements: Mapping[nn.Module, nn.Modu
         for name, child in list(parent._modules.items()):  # named_children() skips a second name of the same module
             if child is not None and child in replacements:
                 parent._modules[name] = replacements[child]
-                if parent.__dict__.get(name) is child:
-                    parent.__dict__[name] = replacements[child]
     return replacements.get(root, root)

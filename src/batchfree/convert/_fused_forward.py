@@ -9,7 +9,6 @@ import functools
 import importlib
 import linecache
 import re
-from collections.abc import Hashable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -37,12 +36,11 @@ def rewrite_forward(module: nn.Module, graph: fx.Graph) -> None:
     objects = {name: value for name, value in used.items() if name not in modules}
     source = _Source(code.src, tuple(sorted(modules.items())), tuple(sorted(objects.items(), key=lambda item: item[0])))
     # nn.Module's own __setattr__ would take it for a submodule's name
-    object.__setattr__(module, "__class__", _fused_class(type(module), source))
+    object.__setattr__(module, "__class__", _fused_class(type(module), source))  # type: ignore[arg-type]  # torch's hash
 
 
 @functools.cache  # equal blocks share a class, as before, and torch.compile compiles it once
-def _fused_class(base: Hashable, source: _Source) -> Any:
-    assert isinstance(base, type)
+def _fused_class(base: type[nn.Module], source: _Source) -> Any:
     names: dict[str, Any] = {name: importlib.import_module(path) for name, path in source.modules}
     names.update(source.objects)
     filename = f"<batchfree: forward of {base.__qualname__}, {hash(source.code):x}>"
@@ -60,6 +58,6 @@ def _fused_class(base: Hashable, source: _Source) -> Any:
 
 def _instance(base: type[nn.Module], source: _Source) -> nn.Module:
     """What unpickling and deepcopy call; the state comes after."""
-    fused = _fused_class(base, source)
+    fused = _fused_class(base, source)  # type: ignore[arg-type]
     instance: nn.Module = fused.__new__(fused)
     return instance

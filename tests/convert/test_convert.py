@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 
 from batchfree import reference
-from batchfree.convert import _convert, convert
+from batchfree.convert import Norm, _convert, convert
 from batchfree.errors import ArgumentError, BatchfreeError, ConversionError
 from batchfree.torch import GroupNorm, WSConv2d
 from tests.closeness import assert_close
@@ -35,7 +35,7 @@ def group_counts(model: nn.Module) -> list[int]:
 )
 @pytest.mark.parametrize(("norm", "num_groups"), [("gn", 2), ("ln", 1), ("in", 32)])
 def test_every_batch_norm_becomes_the_norm_asked_for(
-    batch_norm: Any, x: torch.Tensor, norm: _convert.Norm, num_groups: int
+    batch_norm: Any, x: torch.Tensor, norm: Norm, num_groups: int
 ) -> None:
     with torch.no_grad():
         batch_norm.weight.normal_()
@@ -65,7 +65,7 @@ def test_the_original_is_untouched_and_shares_nothing() -> None:
 
 def test_state_dict_keys_of_weights_and_biases_stay() -> None:
     model = torchvision.models.resnet18(weights=None)
-    parameters = dict(convert(model, "gn", ws=True).named_parameters())
+    parameters = dict(convert(model, "gn", ws="strict").named_parameters())
     for name, parameter in model.named_parameters():
         assert torch.equal(parameters[name], parameter)
     assert len(parameters) == len(dict(model.named_parameters()))
@@ -133,7 +133,7 @@ def test_a_model_that_is_itself_a_batch_norm_is_converted() -> None:
 
 def test_groups_and_channels_per_group_reach_every_norm() -> None:
     model = nn.Sequential(nn.BatchNorm2d(32), nn.BatchNorm2d(64))
-    assert group_counts(convert(model, groups=8)) == [8, 8]
+    assert group_counts(convert(model, num_groups=8)) == [8, 8]
     assert group_counts(convert(model, channels_per_group=8)) == [4, 8]
     assert group_counts(convert(model)) == [2, 4]
 
@@ -183,14 +183,15 @@ def test_timms_fused_activation_is_kept() -> None:
 
 def test_every_reason_is_listed_by_name() -> None:
     class Own(nn.BatchNorm2d):
-        pass
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(input)
 
     model = nn.Sequential(nn.BatchNorm2d(6), nn.Sequential(Own(8)), nn.BatchNorm2d(8), nn.BatchNorm2d(10))
     with pytest.raises(ConversionError) as caught:
-        convert(model, "gn", groups=4)
+        convert(model, "gn", num_groups=4)
     lines = str(caught.value).splitlines()[1:]
     assert [line.split(":")[0].strip() for line in lines] == ["0", "1.0", "3"]
-    assert "Pass groups=3, or channels_per_group=2." in lines[0]
+    assert "Pass num_groups=3, or channels_per_group=2." in lines[0]
 
 
 def test_one_value_per_group_on_the_example_is_refused() -> None:
@@ -203,16 +204,26 @@ def test_weight_standardization_refuses_what_it_cannot_do() -> None:
     fan_in_one = nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4))
     with pytest.raises(ConversionError, match="fan-in"):
         convert(fan_in_one, ws=True)
+    x = torch.randn(1, 3, 64, 64)
     unreached = torchvision.models.googlenet(weights=None, init_weights=False).eval()
     with pytest.raises(ConversionError, match=r"aux1\.conv\.bn: the data flow did not reach it"):
-        convert(unreached, ws=True, example_inputs=torch.randn(1, 3, 64, 64))
+        convert(unreached, ws="strict", example_inputs=x)
+    own_padding = timm.create_model("tf_efficientnet_b0")
     with pytest.raises(ConversionError, match="Conv2dSame"):
-        convert(timm.create_model("tf_efficientnet_b0"), ws=True, example_inputs=torch.randn(1, 3, 64, 64))
+        convert(own_padding, ws="strict", example_inputs=x)
+    kept = convert(own_padding, ws=True, example_inputs=x)  # there, a plain one changes nothing
+    assert type(kept.get_submodule("conv_stem")) is type(own_padding.get_submodule("conv_stem"))
+    assert isinstance(kept.get_submodule("blocks.0.0.conv_pw"), WSConv2d)
 
 
 def test_a_model_that_does_not_know_its_sizes_is_refused_before_any_work() -> None:
-    with pytest.raises(ConversionError, match="1, 2: these lazy layers"):
-        convert(nn.Sequential(nn.BatchNorm2d(8), nn.LazyConv2d(8, 3), nn.LazyBatchNorm2d()))
+    lazy = nn.Sequential(nn.BatchNorm2d(8), nn.LazyConv2d(8, 3), nn.LazyBatchNorm2d())
+    with pytest.raises(ConversionError, match=r"(?s)1 is a LazyConv2d.* Run the model once"):
+        convert(lazy)
+    with pytest.raises(ConversionError, match=r"1: it is lazy.* Run the model once"):
+        convert(nn.Sequential(nn.Conv2d(3, 8, 3), lazy[2]))
+    lazy(torch.randn(2, 8, 5, 5))
+    assert group_counts(convert(lazy)) == [1, 1]
 
 
 def test_a_model_without_batch_norm_is_refused() -> None:
@@ -226,10 +237,15 @@ def test_a_model_without_batch_norm_is_refused() -> None:
         {"norm": "bn"},
         {"affine": "new"},
         {"ws": "no"},
+        {"fuse": "no"},
         {"groups": "automatic"},
-        {"groups": 0},
-        {"groups": 4, "channels_per_group": 4},
-        {"norm": "ln", "groups": 4},
+        {"groups": 4},
+        {"groups": {"1": 4}},
+        {"num_groups": 0},
+        {"num_groups": 4, "channels_per_group": 4},
+        {"num_groups": 4, "groups": {"0": 4}},
+        {"norm": "ln", "num_groups": 4},
+        {"optimizer": "sgd"},
         {"norm": "in", "channels_per_group": 4},
     ],
 )

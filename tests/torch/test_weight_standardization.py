@@ -10,7 +10,7 @@ from torch import nn
 
 from batchfree import reference
 from batchfree.errors import ArgumentError
-from batchfree.torch import WSConv1d, WSConv2d, WSConv3d, _weight_standardization, fold, standardize_weight
+from batchfree.torch import WSConv1d, WSConv2d, WSConv3d, _weight_standardization, standardize_weight
 from tests.closeness import assert_close
 
 DIMENSIONS = [(WSConv1d, nn.Conv1d), (WSConv2d, nn.Conv2d), (WSConv3d, nn.Conv3d)]
@@ -59,30 +59,7 @@ def test_convolution_uses_the_standardised_filters_and_loads_plain_weights(
 
 
 @pytest.mark.parametrize(("ws_class", "plain_class"), DIMENSIONS)
-def test_folded_convolution_is_plain_and_computes_the_same(ws_class: Any, plain_class: Any) -> None:
-    conv = ws_class(4, 6, 3, padding=1, bias=False)
-    folded = fold(conv)
-    assert type(folded) is plain_class
-    x = tensor(2, 4, *(5,) * (conv.weight.dim() - 2))
-    assert torch.equal(folded(x), conv(x))
-    assert "variant" not in repr(folded)
-
-
-def test_folding_a_network_leaves_it_alone_and_reaches_every_convolution() -> None:
-    tied = WSConv2d(4, 4, 3, padding=1)
-    network = nn.Sequential(WSConv2d(3, 4, 3), nn.Sequential(tied, nn.ReLU(), tied), nn.Conv2d(4, 2, 1)).eval()
-    folded: Any = fold(network)
-    x = tensor(2, 3, 8, 8)
-    assert torch.equal(folded(x), network(x))
-    assert isinstance(network[0], WSConv2d)
-    assert not any(isinstance(module, WSConv2d) for module in folded.modules())
-    assert folded[1][0] is folded[1][2]
-    assert not folded[0].training
-    assert folded[0].weight is not network[0].weight
-
-
-@pytest.mark.parametrize(("ws_class", "plain_class"), DIMENSIONS)
-def test_from_conv_shares_parameters_and_undoes_fold(ws_class: Any, plain_class: Any) -> None:
+def test_from_conv_shares_parameters_and_hooks(ws_class: Any, plain_class: Any) -> None:
     plain = plain_class(4, 6, 3, padding=1, groups=2)
     plain.register_forward_hook(lambda *_: None)
     conv = ws_class.from_conv(plain, variant="qiao")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchfree.convert import Norm, convert, standardize_weights
+from batchfree.convert import Groups, Norm, Ws, convert, standardize_weights
 from batchfree.errors import StudyError
 from batchfree.groups import resolve_num_groups
 from batchfree.records import CellConfig
@@ -21,9 +18,10 @@ from batchfree.torch import GroupNorm
 
 __all__ = ["NetworkImages", "build_network", "group_counts"]
 
-_CONVERSIONS: dict[str, tuple[Norm, bool]] = {
+#: Networks are trained from scratch, so Weight Standardization is the strict form, as published.
+_CONVERSIONS: dict[str, tuple[Norm, Ws]] = {
     "gn": ("gn", False),
-    "gn+ws": ("gn", True),
+    "gn+ws": ("gn", "strict"),
     "ln": ("ln", False),
     "in": ("in", False),
 }
@@ -104,7 +102,7 @@ def _channels(config: CellConfig, data: ImageData) -> int:
     return 3 if config.weights else model_channels(config.model, data.train_images.shape[1])
 
 
-def _groups(config: CellConfig) -> int | Literal["auto"] | Callable[[int], int]:
+def _groups(config: CellConfig) -> Groups:
     """A layer that is narrower than what was asked for gets what exists: a group per channel, or one group."""
     groups, size = config.groups, config.channels_per_group
     if size is not None:

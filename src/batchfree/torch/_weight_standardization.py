@@ -1,10 +1,9 @@
-"""Convolutions whose filters are standardised before use, and folding them back into plain ones."""
+"""Convolutions whose filters are standardised before use."""
 
 from __future__ import annotations
 
-import copy
 import math
-from typing import Literal, TypeAlias, TypeVar, overload
+from typing import Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from batchfree.errors import ArgumentError, unknown_name
 from batchfree.torch import _formula, _kernel
 
-__all__ = ["Variant", "WSConv1d", "WSConv2d", "WSConv3d", "fold", "standardize_weight"]
+__all__ = ["StandardizedConv", "Variant", "WSConv1d", "WSConv2d", "WSConv3d", "standardize_weight"]
 
 #: Published checkpoints differ: see `standardize_weight`.
 Variant: TypeAlias = Literal["bit", "qiao"]
@@ -47,28 +46,42 @@ def standardize_weight(weight: Tensor, variant: Variant = "bit", eps: float | No
     return _formula.standardize_weight(weight, variant, eps)
 
 
-WSConvT = TypeVar("WSConvT", bound="_WSConv")
+WSConvT = TypeVar("WSConvT", bound="StandardizedConv")
 
 
-class _WSConv(nn.modules.conv._ConvNd):
+class StandardizedConv(nn.modules.conv._ConvNd):
     """What the three convolutions share: the variant, its eps, and the plain layer that computes the same."""
 
     plain: type[nn.Conv1d | nn.Conv2d | nn.Conv3d]
     variant: Variant
     eps: float
+    gain: nn.Parameter | None
+    offset: nn.Parameter | None
 
-    def _standardize_with(self, variant: Variant, eps: float | None) -> None:
+    def _standardize_with(self, variant: Variant, eps: float | None, affine: bool) -> None:
         self.eps = _check_variant(variant, eps)
         self.variant = variant
-        _check_fan_in(math.prod(self.weight.shape[1:]), tuple(self.weight.shape))
+        weight = self.weight
+        _check_fan_in(math.prod(weight.shape[1:]), tuple(weight.shape))
+        filters = weight.shape[0]
+        self.register_parameter("gain", nn.Parameter(weight.new_ones(filters)) if affine else None)
+        self.register_parameter("offset", nn.Parameter(weight.new_zeros(filters)) if affine else None)
 
     @classmethod
-    def from_conv(cls: type[WSConvT], conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, *, variant: Variant = "bit") -> WSConvT:
+    def from_conv(
+        cls: type[WSConvT],
+        conv: nn.Conv1d | nn.Conv2d | nn.Conv3d,
+        *,
+        variant: Variant = "bit",
+        preserve: bool = False,
+    ) -> WSConvT:
         """A layer like `conv`, parameters, hooks and training flag shared with it, with standardised filters.
 
         Args:
             conv: the plain convolution of as many dimensions, and no subclass, which has a forward of its own.
             variant: see `standardize_weight`.
+            preserve: keep what the filters were: each one's deviation becomes its `gain` and its mean its `offset`, so
+                that the layer computes what `conv` does, and training goes on from there.
 
         Raises:
             ArgumentError: `conv` is of another type, or has a fan-in of 1.
@@ -80,12 +93,32 @@ class _WSConv(nn.modules.conv._ConvNd):
             )
         standardized = cls.__new__(cls)
         standardized.__dict__ = dict(conv.__dict__)
-        standardized._standardize_with(variant, None)
+        standardized._parameters = dict(conv._parameters)  # `conv` does not get the new ones
+        standardized._standardize_with(variant, None, preserve)
+        if preserve:
+            standardized._keep_filters()
         return standardized
 
+    def _keep_filters(self) -> None:
+        """Sets `gain` and `offset` to each filter's deviation, epsilon included, and mean."""
+        assert self.gain is not None
+        assert self.offset is not None
+        with torch.no_grad():
+            filters = self.weight.double().flatten(1)
+            variance, mean = torch.var_mean(filters, dim=1, correction=0 if self.variant == "bit" else 1)
+            # A dead filter has no deviation: its gain is epsilon's share, and its mean is all of it.
+            self.gain.copy_((variance + self.eps).sqrt() if self.variant == "bit" else variance.sqrt() + self.eps)
+            self.offset.copy_(mean)
+        for parameter in (self.gain, self.offset):
+            parameter.requires_grad_(self.weight.requires_grad)
+
     def standardized_weight(self) -> Tensor:
-        """The filters as the convolution uses them, with the shape of `weight`."""
-        return standardize_weight(self.weight, self.variant, self.eps)
+        """The filters as the convolution uses them, with the shape of `weight`: gain and offset are applied."""
+        filters = standardize_weight(self.weight, self.variant, self.eps)
+        if self.gain is None or self.offset is None:
+            return filters
+        per_filter = (-1, *(1,) * (filters.dim() - 1))
+        return torch.addcmul(self.offset.view(per_filter), self.gain.view(per_filter), filters)
 
     def forward(self, input: Tensor) -> Tensor:
         """The convolution of `input` with the standardised filters."""
@@ -94,10 +127,11 @@ class _WSConv(nn.modules.conv._ConvNd):
     def extra_repr(self) -> str:
         """What `print` shows between the parentheses."""
         inherited: str = super().extra_repr()  # type: ignore[no-untyped-call]
-        return f"{inherited}, variant={self.variant!r}, eps={self.eps}"
+        affine = "" if self.gain is None else ", affine=True"
+        return f"{inherited}, variant={self.variant!r}, eps={self.eps}{affine}"
 
 
-class WSConv1d(_WSConv, nn.Conv1d):
+class WSConv1d(StandardizedConv, nn.Conv1d):
     """`torch.nn.Conv1d` with standardised filters; see `WSConv2d`."""
 
     plain = nn.Conv1d
@@ -118,6 +152,7 @@ class WSConv1d(_WSConv, nn.Conv1d):
         *,
         variant: Variant = "bit",
         eps: float | None = None,
+        affine: bool = False,
     ) -> None:
         nn.Conv1d.__init__(
             self,
@@ -133,10 +168,10 @@ class WSConv1d(_WSConv, nn.Conv1d):
             device,
             dtype,
         )
-        self._standardize_with(variant, eps)
+        self._standardize_with(variant, eps, affine)
 
 
-class WSConv2d(_WSConv, nn.Conv2d):
+class WSConv2d(StandardizedConv, nn.Conv2d):
     """`torch.nn.Conv2d` with standardised filters: `conv(x, (w - mean) / deviation) + bias`, statistics per filter.
 
     Weight Standardization makes what follows independent of each filter's mean and scale, which a norm right after it
@@ -148,6 +183,7 @@ class WSConv2d(_WSConv, nn.Conv2d):
             at least 2.
         variant: "bit" or "qiao"; see `standardize_weight`.
         eps: the variant's published value where `None`.
+        affine: the filters are `gain * standardised + offset`, two Parameters (out,) that start at 1 and 0.
 
     Raises:
         ArgumentError: unknown variant, negative eps, or a fan-in of 1.
@@ -176,6 +212,7 @@ class WSConv2d(_WSConv, nn.Conv2d):
         *,
         variant: Variant = "bit",
         eps: float | None = None,
+        affine: bool = False,
     ) -> None:
         nn.Conv2d.__init__(
             self,
@@ -191,10 +228,10 @@ class WSConv2d(_WSConv, nn.Conv2d):
             device,
             dtype,
         )
-        self._standardize_with(variant, eps)
+        self._standardize_with(variant, eps, affine)
 
 
-class WSConv3d(_WSConv, nn.Conv3d):
+class WSConv3d(StandardizedConv, nn.Conv3d):
     """`torch.nn.Conv3d` with standardised filters; see `WSConv2d`."""
 
     plain = nn.Conv3d
@@ -215,6 +252,7 @@ class WSConv3d(_WSConv, nn.Conv3d):
         *,
         variant: Variant = "bit",
         eps: float | None = None,
+        affine: bool = False,
     ) -> None:
         nn.Conv3d.__init__(
             self,
@@ -230,53 +268,7 @@ class WSConv3d(_WSConv, nn.Conv3d):
             device,
             dtype,
         )
-        self._standardize_with(variant, eps)
-
-
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
-
-
-@overload
-def fold(module: WSConv1d) -> nn.Conv1d: ...
-@overload
-def fold(module: WSConv2d) -> nn.Conv2d: ...
-@overload
-def fold(module: WSConv3d) -> nn.Conv3d: ...
-@overload
-def fold(module: ModuleT) -> ModuleT: ...
-def fold(module: nn.Module) -> nn.Module:
-    """A copy of `module` for inference, in which every `WSConv*d` is a plain convolution of the same function.
-
-    Args:
-        module: a `WSConv*d`, or a network that holds some; left as it is.
-
-    Returns:
-        A deep copy; a plain convolution where `module` itself is a `WSConv*d`. Tied convolutions stay tied.
-
-    >>> network = nn.Sequential(WSConv2d(3, 8, 3), nn.ReLU())
-    >>> type(fold(network)[0]).__name__
-    'Conv2d'
-    """
-    folded = copy.deepcopy(module)
-    if isinstance(folded, _WSConv):
-        return _plain_convolution(folded)
-    plain: dict[_WSConv, nn.Module] = {}
-    for parent in list(folded.modules()):
-        for name, child in list(parent._modules.items()):  # named_children() skips a second name of the same module
-            if isinstance(child, _WSConv):
-                setattr(parent, name, plain.setdefault(child, _plain_convolution(child)))
-    return folded
-
-
-def _plain_convolution(conv: _WSConv) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
-    # Shares the attributes instead of building a layer anew: hooks, padding mode, training flag and dtype come along.
-    plain = conv.plain.__new__(conv.plain)
-    plain.__dict__ = {key: value for key, value in conv.__dict__.items() if key not in ("variant", "eps")}
-    plain._parameters = dict(conv._parameters)
-    with torch.no_grad():
-        weight = conv.standardized_weight()
-    plain.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
-    return plain
+        self._standardize_with(variant, eps, affine)
 
 
 def _check_variant(variant: str, eps: float | None) -> float:

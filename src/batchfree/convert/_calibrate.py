@@ -1,0 +1,236 @@
+"""Fitting a converted network's affine parameters to the trained one, norm by norm, on a few unlabelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+
+from batchfree.convert._agreement import Agreement
+from batchfree.convert._batches import Forward, Images, evaluating, networks_forward, read_batches, tensors_in
+from batchfree.convert._calibration_report import CalibrationReport, CalibrationRow
+from batchfree.convert._norm_fit import (
+    Fit,
+    MapMoments,
+    Observation,
+    candidate_groups,
+    covariance,
+    fit_norm,
+    map_moments,
+)
+from batchfree.convert._norm_pairs import NormPair, norm_pairs
+from batchfree.convert._strand import Strand
+from batchfree.errors import ArgumentError, BatchfreeError, ConversionError, unknown_name
+
+__all__ = ["GroupChoice", "calibrate"]
+
+GroupChoice: TypeAlias = Literal["keep", "auto"]
+
+
+def calibrate(
+    converted: nn.Module,
+    original: nn.Module,
+    images: Images,
+    *,
+    groups: GroupChoice = "keep",
+    forward: Forward | None = None,
+) -> CalibrationReport:
+    """Sets each Group Norm's weight and bias so that it gives what the Batch Norm gave; 64 images are enough.
+
+    For each norm, as the forward pass reaches it: t is the old norm's evaluation output in `original`, z the new norm's
+    input in `converted`, normalised in its groups; then per channel weight = +-std(t) / std(z), with the sign of the
+    old weight, and bias = mean(t) - weight * mean(z). Both networks run once on each batch, at the same time, and wait
+    for each other at every norm: the fit sees all images, and what follows sees the fit. Any number of batches
+    give what one big batch would give.
+
+    Args:
+        converted: `convert(original, ...)`; changed in place.
+        original: the trained network; left as it is. Both run in evaluation mode and get their training flags back.
+        images: a tensor (N, channels, ...), or a list or DataLoader of batches. Of a batch that is a tuple or list only
+            the first entry is used, so that labels are ignored; one that is a dict gives keyword arguments. The maps
+            that each network needs at one time are held for all images together.
+        groups: "keep" the numbers of groups; "auto": choose each norm's by the same fit, with at least 8 channels and
+            8 values per group where the norm has them. The report's `groups` rebuild that network with `convert`.
+        forward: how a network runs on one batch, for several inputs: `lambda network, batch: network(*batch)`.
+
+    Returns:
+        Every norm's fit and the agreement of the outputs. A norm that no image reaches keeps its affine parameters and
+        is noted; a channel that is constant on the images gets the weight 0.
+
+    Raises:
+        ArgumentError: there are no images, they hold or lead to NaN or infinity, or the networks cannot run on them.
+        ConversionError: the networks disagree in architecture, or in the norms that one batch passes through.
+        All of them leave `converted` as it was.
+
+    Differs from copying Batch Norm's weight and bias, which costs a trained network nearly all of its accuracy.
+
+    >>> report = calibrate(convert(network), network, images)
+    """
+    if groups not in get_args(GroupChoice):
+        raise ArgumentError(unknown_name("choice of groups", str(groups), get_args(GroupChoice)))
+    pairs = norm_pairs(original, converted)
+    batches = read_batches(images, original)
+    run = forward or networks_forward
+    with evaluating(original, converted), _all_or_nothing(pairs), ExitStack() as hooks:
+        _stop_at_norms(hooks, pairs)
+        both = [
+            (Strand[_Stop](lambda batch=batch: run(original, batch)), Strand[_Stop](lambda batch=batch: run(converted, batch)))  # type: ignore[misc]
+            for batch in batches
+        ]
+        hooks.callback(lambda: [strand.cancel() for pair in both for strand in pair])
+        fits = _fit_in_forward_order(pairs, both, batches, groups)
+        agreement = Agreement()
+        for old, new in both:
+            agreement.add(old.result, new.result)
+    rows = tuple(_row(pair, fits.get(pair.name)) for pair in pairs)
+    return CalibrationReport(rows, agreement.top1, agreement.relative_error)
+
+
+class _Stop(NamedTuple):
+    """Where a network waits: before a norm, with what it gives to it."""
+
+    name: str
+    given: Tensor
+
+
+def _fit_in_forward_order(
+    pairs: list[NormPair], both: list[tuple[Strand[_Stop], Strand[_Stop]]], batches: list[Any], groups: GroupChoice
+) -> dict[str, Fit]:
+    by_name = {pair.name: pair for pair in pairs}
+    seen: dict[str, list[Observation]] = {pair.name: [] for pair in pairs}
+    smallest: dict[str, int] = {}
+    fits: dict[str, Fit] = {}
+    while True:
+        stops = [
+            (_advance(old, batch, "original"), _advance(new, batch, "converted network"))
+            for (old, new), batch in zip(both, batches, strict=True)
+        ]
+        name = _common_norm(stops)
+        if name is None:
+            return fits
+        pair = by_name[name]
+        for old_stop, new_stop in stops:
+            assert old_stop is not None
+            assert new_stop is not None
+            if len(old_stop.given) and len(new_stop.given):  # a detector may propose nothing
+                seen[name].append(_observe(pair, old_stop.given, new_stop.given))
+                smallest[name] = min(smallest.get(name, new_stop.given[0, 0].numel()), new_stop.given[0, 0].numel())
+        del stops, old_stop, new_stop
+        if seen[name]:
+            fits[name] = _best_fit(pair, seen[name], smallest[name], groups)
+            _apply(pair.new, fits[name])
+
+
+def _advance(strand: Strand[_Stop], batch: Any, which: str) -> _Stop | None:
+    try:
+        return strand.advance()
+    except BatchfreeError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(batch)) or type(batch).__name__
+        raise ArgumentError(
+            f"the {which} cannot run on a batch of {shapes}: {type(error).__name__}: {error}. Each batch must be what "
+            f"the network takes, or a tuple that begins with it. Pass other images, or say with forward= how a network "
+            f"runs on a batch."
+        ) from error
+
+
+def _common_norm(stops: list[tuple[_Stop | None, _Stop | None]]) -> str | None:
+    """The norm before which all of them wait; `None` where all are done."""
+    for old, new in stops:
+        if (old and old.name) != (new and new.name):
+            raise ConversionError(
+                f"the networks disagree in architecture: the original {_place(old)} while the converted one "
+                f"{_place(new)}. Both must pass the same norms in the same order. Convert this original, without "
+                f"changes to its forward."
+            )
+    names = {old and old.name for old, _ in stops}
+    if len(names) > 1:
+        places = " and ".join(sorted(_place(old) for old, _ in stops if old is not None or None in names))
+        raise ConversionError(
+            f"the batches take different ways through the network: one {places}. All of them must pass the same norms "
+            f"in the same order. Pass one batch, or batches of one kind."
+        )
+    return names.pop()
+
+
+def _place(stop: _Stop | None) -> str:
+    return "has come to its end" if stop is None else f"has come to the norm {stop.name!r}"
+
+
+def _observe(pair: NormPair, x: Tensor, y: Tensor) -> Observation:
+    old, new = map_moments(x), map_moments(y)
+    for which, measured in (("original", old), ("converted network", new)):
+        if not (measured.mean.isfinite().all() and measured.variance.isfinite().all()):
+            raise ArgumentError(
+                f"the images give NaN or infinity in the {which} before the norm {pair.name!r}. Every value must be "
+                f"finite. Pass images prepared as for training, and a network whose weights are finite."
+            )
+    batch_mean = old.mean.mean(0)
+    batch_variance = (old.variance + (old.mean - batch_mean).square()).mean(0)
+    scale, shift = pair.scale_and_shift(batch_mean, batch_variance)
+    if not (scale.isfinite().all() and shift.isfinite().all()):
+        raise ArgumentError(
+            f"the original's norm {pair.name!r} holds NaN or infinity. Its weight, bias and running statistics must be "
+            f"finite. Load the trained weights again."
+        )
+    target = MapMoments(old.size, scale * old.mean + shift, scale.square() * old.variance)
+    joint = scale * covariance(x, old.mean.to(x.device), y, new.mean.to(y.device)) if x.shape == y.shape else None
+    return Observation(target, new, joint)
+
+
+def _best_fit(pair: NormPair, seen: list[Observation], smallest_map: int, groups: GroupChoice) -> Fit:
+    kept = fit_norm(seen, pair.new.num_groups, pair.new.eps, pair.sign)
+    if groups == "keep" or kept.error is None:
+        return kept
+    candidates = candidate_groups(pair.new.num_channels, smallest_map)
+    fits = [fit_norm(seen, candidate, pair.new.eps, pair.sign) for candidate in candidates]
+    return min(fits, key=lambda fit: fit.error or 0.0)
+
+
+def _apply(norm: nn.GroupNorm, fit: Fit) -> None:
+    norm.num_groups = fit.num_groups
+    with torch.no_grad():
+        if norm.weight is not None:
+            norm.weight.copy_(fit.weight)
+        if norm.bias is not None:
+            norm.bias.copy_(fit.bias)
+
+
+def _stop_at_norms(hooks: ExitStack, pairs: list[NormPair]) -> None:
+    for pair in pairs:
+
+        def stop(_module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], name: str = pair.name) -> None:
+            Strand.stop(_Stop(name, next(tensors_in([inputs, named]))))
+
+        for norm in (pair.old, pair.new):
+            hooks.callback(norm.register_forward_pre_hook(stop, with_kwargs=True).remove)
+
+
+@contextmanager
+def _all_or_nothing(pairs: list[NormPair]) -> Iterator[None]:
+    """What is fitted, as it was if anything fails."""
+    before = [
+        (pair.new, pair.new.num_groups, [value.detach().clone() for value in pair.new.parameters(recurse=False)])
+        for pair in pairs
+    ]
+    try:
+        yield
+    except BaseException:
+        for norm, num_groups, values in before:
+            norm.num_groups = num_groups
+            with torch.no_grad():
+                for parameter, value in zip(norm.parameters(recurse=False), values, strict=True):
+                    parameter.copy_(value)
+        raise
+
+
+def _row(pair: NormPair, fit: Fit | None) -> CalibrationRow:
+    norm = pair.new
+    if fit is None:
+        return CalibrationRow(pair.name, norm.num_channels, norm.num_groups, None, 0, "not reached; left as it was")
+    note = "" if norm.weight is not None else "no affine parameters to fit"
+    return CalibrationRow(pair.name, norm.num_channels, norm.num_groups, fit.error, fit.dead_channels, note)

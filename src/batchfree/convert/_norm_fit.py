@@ -17,8 +17,8 @@ from batchfree.torch import moments
 
 __all__ = ["Fit", "MapMoments", "Observation", "candidate_groups", "covariance", "fit_norm", "map_moments"]
 
-#: A deviation of the normalised input below this is rounding: groups are normalised to a deviation of 1.
-DEAD_DEVIATION = 1e-6
+#: A deviation below this share of its map's size is float32's rounding: the channel is constant.
+DEAD_SHARE = 1e-6
 #: `groups="auto"` keeps at least this many channels, and values, per group; a narrower norm is one group.
 MIN_CHANNELS_PER_GROUP = 8
 MIN_VALUES_PER_GROUP = 8
@@ -94,10 +94,8 @@ def fit_norm(observations: list[Observation], num_groups: int, eps: float, sign:
 
     target_mean, target_variance = _over_samples(t_share, t_mean, t_variance)
     mean, variance = _over_samples(y_share, z_mean, z_variance)
-    live = variance.sqrt() > DEAD_DEVIATION
-    ratio = target_variance / torch.where(live, variance, 1.0)
-    weight = torch.where(live, sign * ratio.sqrt(), 0.0)
-    dead = int((~live | (target_variance == 0)).sum())
+    live = _varies(target_mean, target_variance) & _varies(mean, variance)
+    weight = torch.where(live, sign * (target_variance / variance).sqrt(), 0.0)
 
     covariances = [observation.covariance for observation in observations]
     error = None
@@ -106,7 +104,7 @@ def fit_norm(observations: list[Observation], num_groups: int, eps: float, sign:
         between = (t_mean - target_mean) * (z_mean - mean)
         joint = (t_share * (within + between)).sum(0)
         error = _relative_error(target_variance - 2 * weight * joint + weight.square() * variance, target_variance)
-    return Fit(num_groups, weight, target_mean - weight * mean, error, dead)
+    return Fit(num_groups, weight, target_mean - weight * mean, error, int((~live).sum()))
 
 
 def candidate_groups(channels: int, smallest_map: int) -> list[int]:
@@ -147,6 +145,11 @@ def _normalized(mean: Tensor, variance: Tensor, num_groups: int, eps: float) -> 
     group_variance = (variance.unflatten(1, (num_groups, -1)) + (grouped - group_mean).square()).mean(2, keepdim=True)
     rstd = (group_variance + eps).rsqrt().expand_as(grouped)
     return ((grouped - group_mean) * rstd).flatten(1), rstd.flatten(1)
+
+
+def _varies(mean: Tensor, variance: Tensor) -> Tensor:
+    """(C,) whether a channel is more than one value and its rounding."""
+    return variance.sqrt() > DEAD_SHARE * torch.maximum(mean.abs(), variance.mean().sqrt())
 
 
 def _relative_error(residual: Tensor, variance: Tensor) -> float:

@@ -66,9 +66,7 @@ def _train(seed: int) -> bytes:
     images, test = fashion_images(data)
     torch.manual_seed(seed)
     network = build_model("resnet20", in_channels=1, num_classes=10).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(
-        network.parameters(), LEARNING_RATE, momentum=0.9, weight_decay=5e-4, nesterov=True
-    )
+    optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
     steps = IMAGES_SEEN // BATCH
     order = torch.cat([torch.randperm(len(images)) for _ in range(math.ceil(IMAGES_SEEN / len(images)))])
     began = time.perf_counter()
@@ -86,11 +84,16 @@ def _train(seed: int) -> bytes:
         loss.backward()
         optimizer.step()
         if step % 100 == 0:
-            print(f"seed {seed} step {step}/{steps} loss {loss.item():.3f} {time.perf_counter() - began:.0f} s", flush=True)
+            print(
+                f"seed {seed} step {step}/{steps} loss {loss.item():.3f} {time.perf_counter() - began:.0f} s",
+                flush=True,
+            )
     network = network.to(memory_format=torch.contiguous_format)
     error = 100 - accuracy_percent(network, test, data.validation_labels)
     print(f"seed {seed}: error {error:.2f} % in {time.perf_counter() - began:.0f} s", flush=True)
-    return save({key: value.contiguous() for key, value in network.state_dict().items()}, {"error_percent": f"{error:.2f}"})
+    return save(
+        {key: value.contiguous() for key, value in network.state_dict().items()}, {"error_percent": f"{error:.2f}"}
+    )
 
 
 def main() -> int:

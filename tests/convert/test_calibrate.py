@@ -265,7 +265,9 @@ def test_auto_takes_the_groups_that_fit_best() -> None:
         assert torch.equal(rebuilt(batch), converted(batch))
 
 
-@pytest.mark.parametrize(("channels", "side", "allowed"), [(4, 8, {1}), (16, 1, {1, 2}), (6, 1, {1}), (32, 4, {1, 2, 4})])
+@pytest.mark.parametrize(
+    ("channels", "side", "allowed"), [(4, 8, {1}), (16, 1, {1, 2}), (6, 1, {1}), (32, 4, {1, 2, 4})]
+)
 def test_auto_keeps_eight_channels_and_values_where_there_are_as_many(
     channels: int, side: int, allowed: set[int]
 ) -> None:
@@ -473,7 +475,9 @@ def test_every_kind_of_network_comes_nearer_to_its_original(kind: str) -> None:
         wanted, ours, theirs = (run(network, batch) for network in (original, converted, copied))
 
     def distance(output: Any) -> float:
-        pick: Callable[[Any], Tensor] = lambda x: x if isinstance(x, Tensor) else x["out"] if isinstance(x, dict) else x[0]  # noqa: E731
+        pick: Callable[[Any], Tensor] = lambda x: (
+            x if isinstance(x, Tensor) else x["out"] if isinstance(x, dict) else x[0]
+        )  # noqa: E731
         return float((pick(output) - pick(wanted)).norm())
 
     assert distance(ours) < distance(theirs)

@@ -77,7 +77,10 @@ def calibrate(
     with evaluating(original, converted), _all_or_nothing(pairs), ExitStack() as hooks:
         _stop_at_norms(hooks, pairs)
         both = [
-            (Strand[_Stop](lambda batch=batch: run(original, batch)), Strand[_Stop](lambda batch=batch: run(converted, batch)))  # type: ignore[misc]
+            (
+                Strand[_Stop](lambda batch=batch: run(original, batch)),
+                Strand[_Stop](lambda batch=batch: run(converted, batch)),
+            )  # type: ignore[misc]
             for batch in batches
         ]
         hooks.callback(lambda: [strand.cancel() for pair in both for strand in pair])

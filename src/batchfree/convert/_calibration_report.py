@@ -65,7 +65,8 @@ class CalibrationReport:
         width = max([4, *(len(row.name) for row in self.rows)])
         lines = [f"{'norm':{width}}  channels  groups  fit error"]
         lines += [
-            f"{row.name:{width}}  {row.channels:8}  {row.num_groups:6}  {_number(row.fit_error):>9}" for row in self.rows
+            f"{row.name:{width}}  {row.channels:8}  {row.num_groups:6}  {_number(row.fit_error):>9}"
+            for row in self.rows
         ]
         if self.top1_agreement is not None:
             lines.append(f"top-1 agreement: {100 * self.top1_agreement:.1f} %")

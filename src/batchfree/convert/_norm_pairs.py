@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from batchfree.convert._kinds import is_batch_norm, read_batch_norm
 from batchfree.errors import ConversionError
 
 __all__ = ["NormPair", "norm_pairs"]
@@ -38,8 +38,9 @@ class NormPair:
         mean, variance = self.old.running_mean, self.old.running_var
         mean = batch_mean if mean is None else mean.detach().double().cpu()
         variance = batch_variance if variance is None else variance.detach().double().cpu()
-        # the frozen norms of maskrcnn-benchmark and its heirs have no epsilon
-        scale = (variance + float(getattr(self.old, "eps", 0.0))).rsqrt()
+        facts = read_batch_norm(self.old)
+        assert facts is not None
+        scale = (variance + facts.eps).rsqrt()
         if self.old.weight is not None:
             scale = scale * self.old.weight.detach().double().cpu()
         shift = -mean * scale
@@ -60,7 +61,7 @@ def norm_pairs(original: nn.Module, converted: nn.Module) -> list[NormPair]:
     pairs, reasons = [], []
     for name, old in old_modules.items():
         new = new_modules.get(name)
-        if not _is_batch_norm(old) or type(new) is type(old):
+        if not is_batch_norm(old) or type(new) is type(old):
             continue
         if not isinstance(new, nn.GroupNorm):
             found = "nothing" if new is None else f"a {type(new).__name__}"
@@ -83,10 +84,3 @@ def norm_pairs(original: nn.Module, converted: nn.Module) -> list[NormPair]:
             f"Norm. At least one must. Pass convert(original, ...) first, and the original second."
         )
     return pairs
-
-
-def _is_batch_norm(module: nn.Module) -> bool:
-    # The frozen norms of torchvision, timm and detectron2 share no class, but the names of what they hold.
-    return isinstance(module, _BatchNorm) or (
-        "Frozen" in type(module).__name__ and isinstance(getattr(module, "running_var", None), Tensor)
-    )

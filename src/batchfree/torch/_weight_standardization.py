@@ -56,19 +56,33 @@ class _WSConv(nn.modules.conv._ConvNd):
     plain: type[nn.Conv1d | nn.Conv2d | nn.Conv3d]
     variant: Variant
     eps: float
+    gain: nn.Parameter | None
+    offset: nn.Parameter | None
 
-    def _standardize_with(self, variant: Variant, eps: float | None) -> None:
+    def _standardize_with(self, variant: Variant, eps: float | None, affine: bool) -> None:
         self.eps = _check_variant(variant, eps)
         self.variant = variant
-        _check_fan_in(math.prod(self.weight.shape[1:]), tuple(self.weight.shape))
+        weight = self.weight
+        _check_fan_in(math.prod(weight.shape[1:]), tuple(weight.shape))
+        filters = weight.shape[0]
+        self.register_parameter("gain", nn.Parameter(weight.new_ones(filters)) if affine else None)
+        self.register_parameter("offset", nn.Parameter(weight.new_zeros(filters)) if affine else None)
 
     @classmethod
-    def from_conv(cls: type[WSConvT], conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, *, variant: Variant = "bit") -> WSConvT:
+    def from_conv(
+        cls: type[WSConvT],
+        conv: nn.Conv1d | nn.Conv2d | nn.Conv3d,
+        *,
+        variant: Variant = "bit",
+        preserve: bool = False,
+    ) -> WSConvT:
         """A layer like `conv`, parameters, hooks and training flag shared with it, with standardised filters.
 
         Args:
             conv: the plain convolution of as many dimensions, and no subclass, which has a forward of its own.
             variant: see `standardize_weight`.
+            preserve: keep what the filters were: each one's deviation becomes its `gain` and its mean its `offset`, so
+                that the layer computes what `conv` does, and training goes on from there.
 
         Raises:
             ArgumentError: `conv` is of another type, or has a fan-in of 1.
@@ -80,12 +94,32 @@ class _WSConv(nn.modules.conv._ConvNd):
             )
         standardized = cls.__new__(cls)
         standardized.__dict__ = dict(conv.__dict__)
-        standardized._standardize_with(variant, None)
+        standardized._parameters = dict(conv._parameters)  # `conv` does not get the new ones
+        standardized._standardize_with(variant, None, preserve)
+        if preserve:
+            standardized._keep_filters()
         return standardized
 
+    def _keep_filters(self) -> None:
+        """Sets `gain` and `offset` to each filter's deviation, epsilon included, and mean."""
+        assert self.gain is not None
+        assert self.offset is not None
+        with torch.no_grad():
+            filters = self.weight.double().flatten(1)
+            variance, mean = torch.var_mean(filters, dim=1, correction=0 if self.variant == "bit" else 1)
+            # A dead filter has no deviation: its gain is epsilon's share, and its mean is all of it.
+            self.gain.copy_((variance + self.eps).sqrt() if self.variant == "bit" else variance.sqrt() + self.eps)
+            self.offset.copy_(mean)
+        for parameter in (self.gain, self.offset):
+            parameter.requires_grad_(self.weight.requires_grad)
+
     def standardized_weight(self) -> Tensor:
-        """The filters as the convolution uses them, with the shape of `weight`."""
-        return standardize_weight(self.weight, self.variant, self.eps)
+        """The filters as the convolution uses them, with the shape of `weight`: gain and offset are applied."""
+        filters = standardize_weight(self.weight, self.variant, self.eps)
+        if self.gain is None or self.offset is None:
+            return filters
+        per_filter = (-1, *(1,) * (filters.dim() - 1))
+        return torch.addcmul(self.offset.view(per_filter), self.gain.view(per_filter), filters)
 
     def forward(self, input: Tensor) -> Tensor:
         """The convolution of `input` with the standardised filters."""
@@ -94,7 +128,8 @@ class _WSConv(nn.modules.conv._ConvNd):
     def extra_repr(self) -> str:
         """What `print` shows between the parentheses."""
         inherited: str = super().extra_repr()  # type: ignore[no-untyped-call]
-        return f"{inherited}, variant={self.variant!r}, eps={self.eps}"
+        affine = "" if self.gain is None else ", affine=True"
+        return f"{inherited}, variant={self.variant!r}, eps={self.eps}{affine}"
 
 
 class WSConv1d(_WSConv, nn.Conv1d):
@@ -118,6 +153,7 @@ class WSConv1d(_WSConv, nn.Conv1d):
         *,
         variant: Variant = "bit",
         eps: float | None = None,
+        affine: bool = False,
     ) -> None:
         nn.Conv1d.__init__(
             self,
@@ -133,7 +169,7 @@ class WSConv1d(_WSConv, nn.Conv1d):
             device,
             dtype,
         )
-        self._standardize_with(variant, eps)
+        self._standardize_with(variant, eps, affine)
 
 
 class WSConv2d(_WSConv, nn.Conv2d):
@@ -148,6 +184,7 @@ class WSConv2d(_WSConv, nn.Conv2d):
             at least 2.
         variant: "bit" or "qiao"; see `standardize_weight`.
         eps: the variant's published value where `None`.
+        affine: the filters are `gain * standardised + offset`, two Parameters (out,) that start at 1 and 0.
 
     Raises:
         ArgumentError: unknown variant, negative eps, or a fan-in of 1.
@@ -176,6 +213,7 @@ class WSConv2d(_WSConv, nn.Conv2d):
         *,
         variant: Variant = "bit",
         eps: float | None = None,
+        affine: bool = False,
     ) -> None:
         nn.Conv2d.__init__(
             self,
@@ -191,7 +229,7 @@ class WSConv2d(_WSConv, nn.Conv2d):
             device,
             dtype,
         )
-        self._standardize_with(variant, eps)
+        self._standardize_with(variant, eps, affine)
 
 
 class WSConv3d(_WSConv, nn.Conv3d):
@@ -215,6 +253,7 @@ class WSConv3d(_WSConv, nn.Conv3d):
         *,
         variant: Variant = "bit",
         eps: float | None = None,
+        affine: bool = False,
     ) -> None:
         nn.Conv3d.__init__(
             self,
@@ -230,7 +269,7 @@ class WSConv3d(_WSConv, nn.Conv3d):
             device,
             dtype,
         )
-        self._standardize_with(variant, eps)
+        self._standardize_with(variant, eps, affine)
 
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -272,7 +311,7 @@ def _plain_convolution(conv: _WSConv) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
     # Shares the attributes instead of building a layer anew: hooks, padding mode, training flag and dtype come along.
     plain = conv.plain.__new__(conv.plain)
     plain.__dict__ = {key: value for key, value in conv.__dict__.items() if key not in ("variant", "eps")}
-    plain._parameters = dict(conv._parameters)
+    plain._parameters = {key: value for key, value in conv._parameters.items() if key not in ("gain", "offset")}
     with torch.no_grad():
         weight = conv.standardized_weight()
     plain.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)

@@ -13,7 +13,11 @@ SURFACE = {
         "Activation", "GroupNorm", "KernelInfo", "Moments", "WSConv1d", "WSConv2d", "WSConv3d", "apply_moments", "fold",
         "group_norm", "kernel_info", "merge_moments", "moments", "standardize_weight",
     },
-    "batchfree.convert": {"Affine", "Groups", "Norm", "convert", "standardize_weights"},
+    "batchfree.convert": {
+        "Affine", "CalibrationReport", "CalibrationRow", "ConversionPlan", "GroupChoice", "Groups", "Norm", "PlanRow",
+        "RecoveryReport", "Trained", "Ws", "calibrate", "convert", "plan_conversion", "recover", "standardize_weights",
+    },
+    "batchfree.images": {"IMAGE_SUFFIXES", "read_image"},
     "batchfree.report": {
         "Advice", "Arm", "Arms", "Choice", "Difference", "Exhibit", "PublishedSeries", "advise", "build_report",
         "compare", "gather_arms", "holm", "paired_p_value", "published_exhibits", "results_csv", "student_interval",

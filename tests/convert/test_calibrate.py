@@ -78,7 +78,7 @@ def by_hand(old: Any, x: Array, y: Array, num_groups: int) -> tuple[Array, Array
 
 def test_weight_bias_and_error_are_the_closed_form_worked_out_on_whole_maps() -> None:
     original = small_network()
-    converted: Any = convert(original, groups=2)
+    converted: Any = convert(original, num_groups=2)
     batch = images()
     report = calibrate(converted, original, batch)
     for row, name in zip(report.rows, ("1", "4"), strict=True):  # "4" sees what the fitted "1" gives
@@ -94,7 +94,7 @@ def test_the_same_in_single_precision_with_a_mean_that_dwarfs_the_deviation() ->
     original: Any = nn.Sequential(nn.Identity(), trained_like(nn.BatchNorm2d(16)))
     original[1].running_mean.fill_(1e4)
     batch = images(6, 16, 5, 4, dtype=torch.float32) + 1e4
-    converted: Any = convert(original, groups=2)
+    converted: Any = convert(original, num_groups=2)
     report = calibrate(converted, original, batch)
     weight, bias, error = by_hand(original[1], batch.double().numpy(), batch.double().numpy(), 2)
     np.testing.assert_allclose(converted[1].weight.detach(), weight, rtol=1e-5)
@@ -114,7 +114,7 @@ def test_the_same_in_single_precision_with_a_mean_that_dwarfs_the_deviation() ->
 )
 def test_batches_give_what_one_big_batch_gives(split: Callable[[Tensor], Any]) -> None:
     original, whole = small_network(), images()
-    one, many = convert(original, groups=2), convert(original, groups=2)
+    one, many = convert(original, num_groups=2), convert(original, num_groups=2)
     expected, report = calibrate(one, original, whole), calibrate(many, original, split(whole))
     for a, b in zip(affine(one), affine(many), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
@@ -127,7 +127,7 @@ def test_batches_give_what_one_big_batch_gives(split: Callable[[Tensor], Any]) -
 def test_batches_of_different_sizes_weigh_by_their_values() -> None:
     original: Any = nn.Sequential(trained_like(nn.BatchNorm2d(16).double()))
     small, large = images(2, 16, 2, 2), images(3, 16, 8, 4) * 3 + 1
-    converted: Any = convert(original, groups=1)
+    converted: Any = convert(original, num_groups=1)
     calibrate(converted, original, [small, large])
 
     def values(x: Tensor) -> Array:
@@ -145,7 +145,7 @@ def test_batches_of_different_sizes_weigh_by_their_values() -> None:
 def test_agreement_is_that_of_the_outputs() -> None:
     torch.manual_seed(0)
     original = nn.Sequential(small_network(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4).double()).eval()
-    converted, batch = convert(original, groups=8), images(40)
+    converted, batch = convert(original, num_groups=8), images(40)
     report = calibrate(converted, original, list(batch.split(16)))
     with torch.no_grad():
         wanted, given = original(batch).numpy(), converted(batch).numpy()
@@ -158,7 +158,7 @@ def test_only_the_new_norms_change_and_every_flag_comes_back() -> None:
     original = small_network()
     original.train()
     original[1].eval()
-    converted: Any = convert(original, groups=2)
+    converted: Any = convert(original, num_groups=2)
     before = {key: value.clone() for key, value in original.state_dict().items()}
     convolution = converted[0].weight.detach().clone()
     generator = torch.get_rng_state()
@@ -174,7 +174,7 @@ def test_only_the_new_norms_change_and_every_flag_comes_back() -> None:
 
 def test_a_second_run_gives_the_same_bits() -> None:
     original, batch = small_network(torch.float32), images(dtype=torch.float32)
-    first, second = convert(original, groups=2), convert(original, groups=2)
+    first, second = convert(original, num_groups=2), convert(original, num_groups=2)
     calibrate(first, original, list(batch.split(5)))
     calibrate(second, original, list(batch.split(5)))
     assert all(torch.equal(a, b) for a, b in zip(affine(first), affine(second), strict=True))
@@ -196,7 +196,7 @@ class Pyramid(nn.Module):
 
 def test_a_shared_norm_is_fitted_to_all_calls_seen_so_far() -> None:
     original = trained_like(Pyramid().double())
-    converted: Any = convert(original, groups=2)
+    converted: Any = convert(original, num_groups=2)
     batch = images(6, 16, 8, 8)
     seen: list[tuple[Tensor, Tensor]] = []
     shared = converted.shared
@@ -217,7 +217,7 @@ def test_a_shared_norm_is_fitted_to_all_calls_seen_so_far() -> None:
 
 def test_a_norm_that_is_not_reached_is_a_row_and_stays() -> None:
     original = trained_like(Pyramid().double())
-    converted: Any = convert(original, groups=2)
+    converted: Any = convert(original, num_groups=2)
     kept = converted.extra.weight.detach().clone()
     report = calibrate(converted, original, images(6, 16, 8, 8))
     assert [row.name for row in report.rows] == ["shared", "extra"]
@@ -234,7 +234,7 @@ def test_a_constant_channel_becomes_finite_and_is_noted() -> None:
     with torch.no_grad():
         original[0].weight[3] = 0  # gives its bias everywhere
         original[1].weight[5] = 0  # the old norm gives its own bias everywhere
-    converted: Any = convert(original, groups=1)
+    converted: Any = convert(original, num_groups=1)
     report = calibrate(converted, original, images())
     assert report.rows[0].dead_channels == 2
     assert "constant" in str(report)
@@ -246,7 +246,7 @@ def test_a_constant_channel_becomes_finite_and_is_noted() -> None:
 def brute_force_groups(original: nn.Module, batch: Tensor, candidates: list[int]) -> int:
     errors = {}
     for groups in candidates:
-        (row,) = calibrate(convert(original, groups=groups), original, batch).rows
+        (row,) = calibrate(convert(original, num_groups=groups), original, batch).rows
         errors[groups] = row.fit_error
     return min(errors, key=lambda groups: errors[groups] or 0.0)
 
@@ -260,7 +260,7 @@ def test_auto_takes_the_groups_that_fit_best() -> None:
         report = calibrate(converted, original, batch, groups="auto")
         expected = brute_force_groups(original, batch, [1, 2, 3, 4, 6])
         assert converted[0].num_groups == expected == report.groups["0"]
-        rebuilt = convert(original, groups=expected)
+        rebuilt = convert(original, groups=report.groups)
         rebuilt.load_state_dict(converted.state_dict())
         assert torch.equal(rebuilt(batch), converted(batch))
 
@@ -282,7 +282,7 @@ def test_auto_keeps_eight_channels_and_values_where_there_are_as_many(
 
 def test_a_norm_without_running_statistics_is_fitted_to_its_batch() -> None:
     original: Any = nn.Sequential(trained_like(nn.BatchNorm2d(16, track_running_stats=False).double()))
-    converted: Any = convert(original, groups=1)
+    converted: Any = convert(original, num_groups=1)
     batch = images(6, 16, 5, 4) * 3 + 2
     calibrate(converted, original, batch)
     # over the batch each channel has deviation |weight| and mean bias
@@ -308,7 +308,7 @@ class Failing(nn.Module):
 @pytest.mark.parametrize("broken", ["original", "converted"])
 def test_a_network_that_fails_midway_leaves_no_thread_and_no_change(broken: str) -> None:
     original: Any = Failing("")
-    converted: Any = convert(original, groups=2)
+    converted: Any = convert(original, num_groups=2)
     (original if broken == "original" else converted).message = "out of luck"
     before = affine(converted)
     threads = threading.active_count()
@@ -336,7 +336,7 @@ def with_nan(x: Tensor) -> Tensor:
         (lambda: iter(()), "no images"),
         (lambda: with_nan(images()), "NaN"),
         (lambda: [images(), images() * torch.inf], "batch 1 .* NaN or infinity"),
-        (lambda: images(4, 5, 9, 8), r"original cannot run on a batch of \(4, 5, 9, 8\)"),
+        (lambda: images(4, 5, 9, 8), r"cannot run on a batch of \(4, 5, 9, 8\)"),
         (lambda: images().byte(), "cannot run"),
         (lambda: 3, "int was given"),
         (lambda: "images/", "str was given"),
@@ -345,7 +345,7 @@ def with_nan(x: Tensor) -> Tensor:
 )
 def test_unusable_images_are_refused_and_nothing_changes(given: Callable[[], Any], message: str) -> None:
     original = small_network()
-    converted = convert(original, groups=2)
+    converted = convert(original, num_groups=2)
     before = affine(converted)
     with pytest.raises(ArgumentError, match=message):
         calibrate(converted, original, given())
@@ -356,7 +356,7 @@ def test_infinities_inside_the_networks_are_refused_by_the_norms_name() -> None:
     original: Any = small_network()
     with torch.no_grad():
         original[3].weight.fill_(torch.inf)
-    converted = convert(original, groups=2)
+    converted = convert(original, num_groups=2)
     before = affine(converted)
     with pytest.raises(ArgumentError, match="before the norm '4'"):
         calibrate(converted, original, images())
@@ -364,7 +364,7 @@ def test_infinities_inside_the_networks_are_refused_by_the_norms_name() -> None:
     original = small_network()
     original[1].running_var[0] = torch.nan
     with pytest.raises(ArgumentError, match="norm '1' holds NaN"):
-        calibrate(convert(original, groups=2), original, images())
+        calibrate(convert(original, num_groups=2), original, images())
 
 
 class Ordered(nn.Module):
@@ -382,12 +382,24 @@ class Ordered(nn.Module):
 @pytest.mark.parametrize("order", [(0, 2, 1), (0, 1), (0, 1, 2, 2), ()])
 def test_networks_that_pass_other_norms_are_refused(order: tuple[int, ...]) -> None:
     original: Any = Ordered((0, 1, 2))
-    converted: Any = convert(original, groups=2)
+    converted: Any = convert(original, num_groups=2)
     converted.order = order
     before = affine(converted)
     with pytest.raises(ConversionError, match="disagree in architecture"):
         calibrate(converted, original, images(4, 16, 4, 4, dtype=torch.float32))
     assert all(torch.equal(a, b) for a, b in zip(affine(converted), before, strict=True))
+
+
+def test_fused_sums_and_activations_are_fitted_as_the_plain_layers_are() -> None:
+    original = small(torchvision.models.resnet18(num_classes=4)).double()
+    batch = images(3, 3, 40, 40)
+    plain, fused = (convert(original, "ln", example_inputs=batch, fuse=fuse) for fuse in (False, True))
+    assert sum(module.activation is not None for module in fused.modules() if isinstance(module, GroupNorm)) > 8
+    wanted, given = calibrate(plain, original, batch), calibrate(fused, original, list(batch.split(1)))
+    for a, b in zip(affine(plain), affine(fused), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    errors = [[row.fit_error for row in report.rows] for report in (wanted, given)]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-6)
 
 
 def test_batches_that_take_different_ways_are_refused() -> None:
@@ -396,13 +408,13 @@ def test_batches_that_take_different_ways_are_refused() -> None:
             return self.norms[0 if len(x) > 1 else 1](x)
 
     original = Either(())
-    with pytest.raises(ConversionError, match=r"different ways.*'norms\.0' and has come to the norm 'norms\.1'"):
-        calibrate(convert(original, groups=2), original, [images(n, 16, 4, 4, dtype=torch.float32) for n in (2, 1)])
+    with pytest.raises(ConversionError, match="different ways.*and one came to the norm"):
+        calibrate(convert(original, num_groups=2), original, [images(n, 16, 4, 4, dtype=torch.float32) for n in (2, 1)])
 
 
 def test_networks_that_do_not_fit_together_are_refused() -> None:
     original = small_network()
-    converted: Any = convert(original, groups=2)
+    converted: Any = convert(original, num_groups=2)
     with pytest.raises(ConversionError, match="no Group Norm"):
         calibrate(original, original, images())
     with pytest.raises(ConversionError, match="no Group Norm"):
@@ -498,13 +510,13 @@ class Proposals(nn.Module):
 
 def test_regions_that_differ_in_number_are_fitted_by_their_moments() -> None:
     original = trained_like(Proposals().double())
-    converted: Any = convert(original, groups=2)
-    boxes: list[Tensor] = []
-    original.head.register_forward_pre_hook(lambda _, given: boxes.append(given[0]))  # type: ignore[union-attr, operator]
-    converted.head.register_forward_pre_hook(lambda _, given: boxes.append(given[0]))
+    converted: Any = convert(original, num_groups=2)
+    boxes: dict[str, Tensor] = {}
+    original.head.register_forward_pre_hook(lambda _, given: boxes.update(old=given[0]))  # type: ignore[union-attr, operator]
+    converted.head.register_forward_pre_hook(lambda _, given: boxes.update(new=given[0]))
     brightness = torch.linspace(0.2, 3, 9, dtype=torch.float64).reshape(-1, 1, 1, 1)
     report = calibrate(converted, original, images(9, 16, 6, 6) * brightness)
-    old, new = boxes
+    old, new = boxes["old"], boxes["new"]
     assert 0 < len(old) != len(new) > 0
     assert report.rows[1].fit_error is None
     assert report.relative_error is None

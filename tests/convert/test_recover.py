@@ -29,7 +29,7 @@ def uneven_images(count: int = 60) -> Tensor:
 
 
 def calibrated(original: nn.Module, batch: Tensor) -> Any:
-    converted = convert(original, groups=2)
+    converted = convert(original, num_groups=2)
     calibrate(converted, original, batch)
     return converted
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
 from batchfree.convert._agreement import Agreement
-from batchfree.convert._batches import Forward, Images, evaluating, networks_forward, read_batches, tensors_in
+from batchfree.convert._batches import Forward, Images, evaluating, networks_forward, read_batches
 from batchfree.convert._calibration_report import CalibrationReport, CalibrationRow
 from batchfree.convert._norm_fit import (
     Fit,
@@ -22,8 +22,8 @@ from batchfree.convert._norm_fit import (
     map_moments,
 )
 from batchfree.convert._norm_pairs import NormPair, norm_pairs
-from batchfree.convert._strand import Strand
-from batchfree.errors import ArgumentError, BatchfreeError, ConversionError, unknown_name
+from batchfree.convert._paired_run import PairedRun, common_norm, stop_at_norms
+from batchfree.errors import ArgumentError, unknown_name
 
 __all__ = ["GroupChoice", "calibrate"]
 
@@ -37,6 +37,7 @@ def calibrate(
     *,
     groups: GroupChoice = "keep",
     forward: Forward | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> CalibrationReport:
     """Sets each Group Norm's weight and bias so that it gives what the Batch Norm gave; 64 images are enough.
 
@@ -55,6 +56,7 @@ def calibrate(
         groups: "keep" the numbers of groups; "auto": choose each norm's by the same fit, with at least 8 channels and
             8 values per group where the norm has them. The report's `groups` rebuild that network with `convert`.
         forward: how a network runs on one batch, for several inputs: `lambda network, batch: network(*batch)`.
+        on_progress: called with how many norms are fitted, and how many there are.
 
     Returns:
         Every norm's fit and the agreement of the outputs. A norm that no image reaches keeps its affine parameters and
@@ -75,93 +77,41 @@ def calibrate(
     batches = read_batches(images, original)
     run = forward or networks_forward
     with evaluating(original, converted), _all_or_nothing(pairs), ExitStack() as hooks:
-        _stop_at_norms(hooks, pairs)
-        both = [
-            (
-                Strand[_Stop](lambda batch=batch: run(original, batch)),
-                Strand[_Stop](lambda batch=batch: run(converted, batch)),
-            )  # type: ignore[misc]
-            for batch in batches
-        ]
-        hooks.callback(lambda: [strand.cancel() for pair in both for strand in pair])
-        fits = _fit_in_forward_order(pairs, both, batches, groups)
+        stop_at_norms(hooks, pairs)
+        runs = [PairedRun(run, original, converted, batch) for batch in batches]
+        hooks.callback(lambda: [each.cancel() for each in runs])
+        fits = _fit_in_forward_order(pairs, runs, groups, on_progress)
         agreement = Agreement()
-        for old, new in both:
-            agreement.add(old.result, new.result)
+        for each in runs:
+            agreement.add(*each.outputs)
     rows = tuple(_row(pair, fits.get(pair.name)) for pair in pairs)
     return CalibrationReport(rows, agreement.top1, agreement.relative_error)
 
 
-class _Stop(NamedTuple):
-    """Where a network waits: before a norm, with what it gives to it."""
-
-    name: str
-    given: Tensor
-
-
 def _fit_in_forward_order(
-    pairs: list[NormPair], both: list[tuple[Strand[_Stop], Strand[_Stop]]], batches: list[Any], groups: GroupChoice
+    pairs: list[NormPair],
+    runs: list[PairedRun],
+    groups: GroupChoice,
+    on_progress: Callable[[int, int], None] | None,
 ) -> dict[str, Fit]:
     by_name = {pair.name: pair for pair in pairs}
     seen: dict[str, list[Observation]] = {pair.name: [] for pair in pairs}
     smallest: dict[str, int] = {}
     fits: dict[str, Fit] = {}
-    while True:
-        stops = [
-            (_advance(old, batch, "original"), _advance(new, batch, "converted network"))
-            for (old, new), batch in zip(both, batches, strict=True)
-        ]
-        name = _common_norm(stops)
-        if name is None:
-            return fits
+    while (name := common_norm([run.advance() for run in runs])) is not None:
         pair = by_name[name]
-        for old_stop, new_stop in stops:
-            assert old_stop is not None
-            assert new_stop is not None
-            if len(old_stop.given) and len(new_stop.given):  # a detector may propose nothing
-                seen[name].append(_observe(pair, old_stop.given, new_stop.given))
-                smallest[name] = min(smallest.get(name, new_stop.given[0, 0].numel()), new_stop.given[0, 0].numel())
-        del stops, old_stop, new_stop
+        for run in runs:
+            x, y = run.maps()
+            if len(x) and len(y):  # a detector may propose nothing
+                seen[name].append(_observe(pair, x, y))
+                smallest[name] = min(smallest.get(name, y[0, 0].numel()), y[0, 0].numel())
+            del x, y
         if seen[name]:
             fits[name] = _best_fit(pair, seen[name], smallest[name], groups)
             _apply(pair.new, fits[name])
-
-
-def _advance(strand: Strand[_Stop], batch: Any, which: str) -> _Stop | None:
-    try:
-        return strand.advance()
-    except BatchfreeError:
-        raise
-    except Exception as error:
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(batch)) or type(batch).__name__
-        raise ArgumentError(
-            f"the {which} cannot run on a batch of {shapes}: {type(error).__name__}: {error}. Each batch must be what "
-            f"the network takes, or a tuple that begins with it. Pass other images, or say with forward= how a network "
-            f"runs on a batch."
-        ) from error
-
-
-def _common_norm(stops: list[tuple[_Stop | None, _Stop | None]]) -> str | None:
-    """The norm before which all of them wait; `None` where all are done."""
-    for old, new in stops:
-        if (old and old.name) != (new and new.name):
-            raise ConversionError(
-                f"the networks disagree in architecture: the original {_place(old)} while the converted one "
-                f"{_place(new)}. Both must pass the same norms in the same order. Convert this original, without "
-                f"changes to its forward."
-            )
-    names = {old and old.name for old, _ in stops}
-    if len(names) > 1:
-        places = " and ".join(sorted(_place(old) for old, _ in stops if old is not None or None in names))
-        raise ConversionError(
-            f"the batches take different ways through the network: one {places}. All of them must pass the same norms "
-            f"in the same order. Pass one batch, or batches of one kind."
-        )
-    return names.pop()
-
-
-def _place(stop: _Stop | None) -> str:
-    return "has come to its end" if stop is None else f"has come to the norm {stop.name!r}"
+        if on_progress is not None:
+            on_progress(len(fits), len(pairs))
+    return fits
 
 
 def _observe(pair: NormPair, x: Tensor, y: Tensor) -> Observation:
@@ -201,16 +151,6 @@ def _apply(norm: nn.GroupNorm, fit: Fit) -> None:
             norm.weight.copy_(fit.weight)
         if norm.bias is not None:
             norm.bias.copy_(fit.bias)
-
-
-def _stop_at_norms(hooks: ExitStack, pairs: list[NormPair]) -> None:
-    for pair in pairs:
-
-        def stop(_module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], name: str = pair.name) -> None:
-            Strand.stop(_Stop(name, next(tensors_in([inputs, named]))))
-
-        for norm in (pair.old, pair.new):
-            hooks.callback(norm.register_forward_pre_hook(stop, with_kwargs=True).remove)
 
 
 @contextmanager

@@ -54,7 +54,9 @@ def move_optimizer(
         if "param_names" in group:  # built on model.named_parameters()
             stems = zip(old, list(group["param_names"]), strict=True)
             group["param_names"] += [
-                name.removesuffix("weight") + last for parameter, name in stems for last, _ in additions.get(id(parameter), ())
+                name.removesuffix("weight") + last
+                for parameter, name in stems
+                for last, _ in additions.get(id(parameter), ())
             ]
         for before, after in zip(old, new, strict=True):
             state = optimizer.state.pop(before, None)

@@ -144,9 +144,7 @@ def make_plan(
         candidates = [row.names for row in rows if not row.reasons and row.not_fused is None and row.fuses is None]
         fusions = find_fusions(copy_of(model), candidates, flow)
         rows = [_with_fusion(row, fusions) for row in rows]
-    return ConversionPlan(
-        type(model).__name__, request.norm, ws, tuple(rows), tuple(reasons), tuple(unknown), fusions
-    )
+    return ConversionPlan(type(model).__name__, request.norm, ws, tuple(rows), tuple(reasons), tuple(unknown), fusions)
 
 
 def _norms(model: nn.Module) -> Iterator[tuple[tuple[str, ...], BatchNormFacts]]:

@@ -45,8 +45,9 @@ def _columns(plan: ConversionPlan) -> dict[str, Callable[[PlanRow], str]]:
         "map": lambda row: "?" if row.spatial is None else "x".join(map(str, row.spatial)) or "-",
         "groups": lambda row: "refused" if row.reasons else _shown(row.num_groups),
         "values": lambda row: _shown(row.values_per_group),
-        "reads": lambda row: ", ".join(f"{name} (ws)" if name in row.standardizes else name for name in row.convolutions)
-        or "-",
+        "reads": lambda row: (
+            ", ".join(f"{name} (ws)" if name in row.standardizes else name for name in row.convolutions) or "-"
+        ),
         "can fuse": lambda row: row.fuses or "-",
     }
     return columns
@@ -87,5 +88,7 @@ def _section(title: str, lines: object) -> list[str]:
     found = [str(line) for line in lines]  # type: ignore[attr-defined]
     if not found:
         return []
-    wrapped = [part for line in found for part in textwrap.wrap(line, WIDTH, initial_indent="  ", subsequent_indent="    ")]
+    wrapped = [
+        part for line in found for part in textwrap.wrap(line, WIDTH, initial_indent="  ", subsequent_indent="    ")
+    ]
     return [f"{title}:", *wrapped]

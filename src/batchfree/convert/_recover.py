@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
@@ -63,6 +63,7 @@ def recover(
     batch_size: int = 32,
     seed: int = 0,
     forward: Forward | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> RecoveryReport:
     """Trains `converted` for some steps to give the outputs of `original`; it never ends worse than it began.
 
@@ -81,6 +82,7 @@ def recover(
         batch_size: images per step.
         seed: of the order of images; the same seed gives the same result.
         forward: as for `calibrate`; a detector needs one that returns tensors, such as its backbone's maps.
+        on_progress: called with how many steps are done, and how many there are.
 
     Raises:
         ArgumentError: there are fewer than two images, they hold NaN or infinity, an argument is not allowed, or the
@@ -100,7 +102,7 @@ def recover(
     rate = LEARNING_RATES[parameters] if learning_rate is None else learning_rate
     with evaluating(original, converted), _training_only(converted, moved):
         distiller = _Distiller(original, converted, run, pool)
-        return distiller.train(moved, steps, rate)
+        return distiller.train(moved, steps, rate, on_progress or (lambda done, total: None))
 
 
 class _Pool:
@@ -148,7 +150,9 @@ class _Distiller:
         self.original, self.converted, self.run, self.pool = original, converted, run, pool
         self.held_out = [(batch, self._wanted(batch)) for batch in pool.held_out_batches()]
 
-    def train(self, moved: list[nn.Parameter], steps: int, rate: float) -> RecoveryReport:
+    def train(
+        self, moved: list[nn.Parameter], steps: int, rate: float, on_progress: Callable[[int, int], None]
+    ) -> RecoveryReport:
         loss_before, agreed_before = self._measure()
         loss_after, agreed_after, kept_step = loss_before, agreed_before, 0
         kept = [parameter.detach().clone() for parameter in moved]
@@ -159,6 +163,7 @@ class _Distiller:
                 optimizer.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
                 if not self._step(optimizer, batch):
                     break  # no way back from NaN
+                on_progress(step, steps)
                 if step % every == 0 or step == steps:
                     loss, agreed = self._measure()
                     if loss < loss_after and (agreed_before is None or (agreed or 0.0) >= agreed_before):

@@ -14,7 +14,7 @@ SURFACE = {
         "group_norm", "kernel_info", "merge_moments", "moments", "standardize_weight",
     },
     "batchfree.convert": {
-        "Affine", "CalibrationReport", "CalibrationRow", "ConversionPlan", "GroupChoice", "Groups", "Norm", "PlanRow",
+        "Affine", "CalibrationReport", "CalibrationRow", "Choice", "ConversionPlan", "Groups", "Norm", "PlanRow",
         "RecoveryReport", "Trained", "Ws", "calibrate", "convert", "plan_conversion", "recover", "standardize_weights",
     },
     "batchfree.images": {"IMAGE_SUFFIXES", "read_image"},

@@ -74,7 +74,7 @@ def test_only_the_affine_parameters_of_converted_norms_move_unless_all_are_asked
 
 
 @pytest.mark.parametrize("parameters", ["norm", "all"])
-@pytest.mark.parametrize("learning_rate", [30.0, 1e30])
+@pytest.mark.parametrize("learning_rate", [1e5, 1e30])
 def test_an_absurd_learning_rate_ends_no_worse_than_it_began(parameters: Any, learning_rate: float) -> None:
     original, batch = classifier(), uneven_images()
     converted = calibrated(original, batch)
@@ -85,6 +85,15 @@ def test_an_absurd_learning_rate_ends_no_worse_than_it_began(parameters: Any, le
     assert report.loss_after == report.loss_before
     assert divergence(original, converted, batch) == start
     assert all(torch.equal(a, b) for a, b in zip(affine(converted), before, strict=True))
+
+
+def test_a_learning_rate_that_is_too_high_is_halved_until_it_helps() -> None:
+    original, batch = classifier(), uneven_images()
+    converted = calibrated(original, batch)
+    start = divergence(original, converted, batch)
+    report = recover(converted, original, batch, 20, learning_rate=30.0)
+    assert 0 < report.kept_step
+    assert divergence(original, converted, batch) < start
 
 
 def test_a_seed_gives_the_same_bits_and_another_gives_others() -> None:

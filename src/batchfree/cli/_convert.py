@@ -84,12 +84,20 @@ def convert(
             network,
             batch[:: max(1, len(batch) // CALIBRATION_IMAGES)],
             groups=choice,
+            eps="auto",
             on_progress=task("fit"),
         )
         recovered = (
             recover_network(converted, network, batch, recover, on_progress=task("recover")) if recover else None
         )
-    options = {"model": model, "classes": classes, "to": to, "ws": ws, "groups": dict(report.groups)}
+    options = {
+        "model": model,
+        "classes": classes,
+        "to": to,
+        "ws": ws,
+        "groups": dict(report.groups),
+        "eps": dict(report.eps),
+    }
     _write(out, converted, {**options, "input": list(batch.shape[1:]), "recovery_steps": recover})
     print(report)
     if recovered is not None:

@@ -7,7 +7,7 @@ from batchfree.errors import require as _require
 
 _require("torch", "torch")
 
-from batchfree.convert._calibrate import GroupChoice, calibrate  # noqa: E402 (after the check for torch)
+from batchfree.convert._calibrate import Choice, calibrate  # noqa: E402 (after the check for torch)
 from batchfree.convert._calibration_report import CalibrationReport, CalibrationRow  # noqa: E402
 from batchfree.convert._convert import convert  # noqa: E402
 from batchfree.convert._groups import Groups, Norm  # noqa: E402
@@ -20,8 +20,8 @@ __all__ = [
     "Affine",
     "CalibrationReport",
     "CalibrationRow",
+    "Choice",
     "ConversionPlan",
-    "GroupChoice",
     "Groups",
     "Norm",
     "PlanRow",

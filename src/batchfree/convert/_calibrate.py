@@ -16,6 +16,7 @@ from batchfree.convert._norm_fit import (
     Fit,
     MapMoments,
     Observation,
+    candidate_eps,
     candidate_groups,
     covariance,
     fit_norm,
@@ -25,9 +26,10 @@ from batchfree.convert._norm_pairs import NormPair, norm_pairs
 from batchfree.convert._paired_run import PairedRun, common_norm, stop_at_norms
 from batchfree.errors import ArgumentError, unknown_name
 
-__all__ = ["GroupChoice", "calibrate"]
+__all__ = ["Choice", "calibrate"]
 
-GroupChoice: TypeAlias = Literal["keep", "auto"]
+#: What of a norm stays, and what the fit chooses.
+Choice: TypeAlias = Literal["keep", "auto"]
 
 
 def calibrate(
@@ -35,7 +37,8 @@ def calibrate(
     original: nn.Module,
     images: Images,
     *,
-    groups: GroupChoice = "keep",
+    groups: Choice = "keep",
+    eps: Choice = "keep",
     forward: Forward | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> CalibrationReport:
@@ -55,6 +58,9 @@ def calibrate(
             that each network needs at one time are held for all images together.
         groups: "keep" the numbers of groups; "auto": choose each norm's by the same fit, with at least 8 channels and
             8 values per group where the norm has them. The report's `groups` rebuild that network with `convert`.
+        eps: "keep" each norm's epsilon; "auto": choose it by the same fit, up to ten times the variance of its groups.
+            Such a norm takes away less of what tells images apart, as the old one did, and so keeps more of a
+            trained network; the report's `eps` rebuild it.
         forward: how a network runs on one batch, for several inputs: `lambda network, batch: network(*batch)`.
         on_progress: called with how many norms are fitted, and how many there are.
 
@@ -71,8 +77,9 @@ def calibrate(
 
     >>> report = calibrate(convert(network), network, images)
     """
-    if groups not in get_args(GroupChoice):
-        raise ArgumentError(unknown_name("choice of groups", str(groups), get_args(GroupChoice)))
+    for name, choice in (("groups", groups), ("eps", eps)):
+        if choice not in get_args(Choice):
+            raise ArgumentError(unknown_name(f"choice of {name}", str(choice), get_args(Choice)))
     pairs = norm_pairs(original, converted)
     batches = read_batches(images, original)
     run = forward or networks_forward
@@ -80,7 +87,7 @@ def calibrate(
         stop_at_norms(hooks, pairs)
         runs = [PairedRun(run, original, converted, batch) for batch in batches]
         hooks.callback(lambda: [each.cancel() for each in runs])
-        fits = _fit_in_forward_order(pairs, runs, groups, on_progress)
+        fits = _fit_in_forward_order(pairs, runs, groups, eps, on_progress)
         agreement = Agreement()
         for each in runs:
             agreement.add(*each.outputs)
@@ -91,7 +98,8 @@ def calibrate(
 def _fit_in_forward_order(
     pairs: list[NormPair],
     runs: list[PairedRun],
-    groups: GroupChoice,
+    groups: Choice,
+    eps: Choice,
     on_progress: Callable[[int, int], None] | None,
 ) -> dict[str, Fit]:
     by_name = {pair.name: pair for pair in pairs}
@@ -107,7 +115,7 @@ def _fit_in_forward_order(
                 smallest[name] = min(smallest.get(name, y[0, 0].numel()), y[0, 0].numel())
             del x, y
         if seen[name]:
-            fits[name] = _best_fit(pair, seen[name], smallest[name], groups)
+            fits[name] = _best_fit(pair, seen[name], smallest[name], groups, eps)
             _apply(pair.new, fits[name])
         if on_progress is not None:
             on_progress(len(fits), len(pairs))
@@ -135,17 +143,22 @@ def _observe(pair: NormPair, x: Tensor, y: Tensor) -> Observation:
     return Observation(target, new, joint)
 
 
-def _best_fit(pair: NormPair, seen: list[Observation], smallest_map: int, groups: GroupChoice) -> Fit:
-    kept = fit_norm(seen, pair.new.num_groups, pair.new.eps, pair.sign)
-    if groups == "keep" or kept.error is None:
+def _best_fit(pair: NormPair, seen: list[Observation], smallest_map: int, groups: Choice, eps: Choice) -> Fit:
+    norm, sign = pair.new, pair.sign
+    kept = fit_norm(seen, norm.num_groups, norm.eps, sign)
+    if kept.error is None or norm.weight is None:  # nothing to choose by
         return kept
-    candidates = candidate_groups(pair.new.num_channels, smallest_map)
-    fits = [fit_norm(seen, candidate, pair.new.eps, pair.sign) for candidate in candidates]
+    split = candidate_groups(norm.num_channels, smallest_map) if groups == "auto" else [norm.num_groups]
+    fits = [
+        fit_norm(seen, count, value, sign)
+        for count in split
+        for value in (candidate_eps(seen, count, pair.eps) if eps == "auto" else [norm.eps])
+    ]
     return min(fits, key=lambda fit: fit.error or 0.0)
 
 
 def _apply(norm: nn.GroupNorm, fit: Fit) -> None:
-    norm.num_groups = fit.num_groups
+    norm.num_groups, norm.eps = fit.num_groups, fit.eps
     with torch.no_grad():
         if norm.weight is not None:
             norm.weight.copy_(fit.weight)
@@ -157,14 +170,19 @@ def _apply(norm: nn.GroupNorm, fit: Fit) -> None:
 def _all_or_nothing(pairs: list[NormPair]) -> Iterator[None]:
     """What is fitted, as it was if anything fails."""
     before = [
-        (pair.new, pair.new.num_groups, [value.detach().clone() for value in pair.new.parameters(recurse=False)])
+        (
+            pair.new,
+            pair.new.num_groups,
+            pair.new.eps,
+            [value.detach().clone() for value in pair.new.parameters(recurse=False)],
+        )
         for pair in pairs
     ]
     try:
         yield
     except BaseException:
-        for norm, num_groups, values in before:
-            norm.num_groups = num_groups
+        for norm, num_groups, eps, values in before:
+            norm.num_groups, norm.eps = num_groups, eps
             with torch.no_grad():
                 for parameter, value in zip(norm.parameters(recurse=False), values, strict=True):
                     parameter.copy_(value)
@@ -174,6 +192,8 @@ def _all_or_nothing(pairs: list[NormPair]) -> Iterator[None]:
 def _row(pair: NormPair, fit: Fit | None) -> CalibrationRow:
     norm = pair.new
     if fit is None:
-        return CalibrationRow(pair.name, norm.num_channels, norm.num_groups, None, 0, "not reached; left as it was")
+        return CalibrationRow(
+            pair.name, norm.num_channels, norm.num_groups, norm.eps, None, 0, "not reached; left as it was"
+        )
     note = "" if norm.weight is not None else "no affine parameters to fit"
-    return CalibrationRow(pair.name, norm.num_channels, norm.num_groups, fit.error, fit.dead_channels, note)
+    return CalibrationRow(pair.name, norm.num_channels, norm.num_groups, norm.eps, fit.error, fit.dead_channels, note)

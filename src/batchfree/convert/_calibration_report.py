@@ -18,6 +18,7 @@ class CalibrationRow:
     name: str  #: its first dotted name
     channels: int
     num_groups: int
+    eps: float
     #: Root of the mean squared difference from the old norm's output, over that output's deviation. 0 is equal, 1 is no
     #: better than a constant. `None` where it is not known.
     fit_error: float | None
@@ -46,6 +47,11 @@ class CalibrationReport:
         return {row.name: row.num_groups for row in self.rows}
 
     @property
+    def eps(self) -> Mapping[str, float]:
+        """Epsilons by the norms' names, where `calibrate(eps="auto")` chose them."""
+        return {row.name: row.eps for row in self.rows}
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What to look at: norms that fit badly, were not reached, or have constant channels."""
         return tuple(
@@ -63,9 +69,9 @@ class CalibrationReport:
 
     def __str__(self) -> str:
         width = max([4, *(len(row.name) for row in self.rows)])
-        lines = [f"{'norm':{width}}  channels  groups  fit error"]
+        lines = [f"{'norm':{width}}  channels  groups  epsilon  fit error"]
         lines += [
-            f"{row.name:{width}}  {row.channels:8}  {row.num_groups:6}  {_number(row.fit_error):>9}"
+            f"{row.name:{width}}  {row.channels:8}  {row.num_groups:6}  {row.eps:7.1g}  {_number(row.fit_error):>9}"
             for row in self.rows
         ]
         if self.top1_agreement is not None:

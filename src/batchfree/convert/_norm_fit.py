@@ -15,13 +15,25 @@ from torch import Tensor
 from batchfree.groups import divisors
 from batchfree.torch import moments
 
-__all__ = ["Fit", "MapMoments", "Observation", "candidate_groups", "covariance", "fit_norm", "map_moments"]
+__all__ = [
+    "Fit",
+    "MapMoments",
+    "Observation",
+    "candidate_eps",
+    "candidate_groups",
+    "covariance",
+    "fit_norm",
+    "map_moments",
+]
 
 #: A deviation below this share of its map's size is float32's rounding: the channel is constant.
 DEAD_SHARE = 1e-6
 #: `groups="auto"` keeps at least this many channels, and values, per group; a narrower norm is one group.
 MIN_CHANNELS_PER_GROUP = 8
 MIN_VALUES_PER_GROUP = 8
+#: `eps="auto"` chooses among these shares of the groups' mean variance. The old norm scales all images alike; an
+#: epsilon as large as the variance keeps more of what their own deviations would take away.
+EPS_SHARES = (0.1, 0.3, 1.0, 3.0, 10.0)
 #: The covariance needs both maps centred; in parts, the copies stay in the cache.
 VALUES_AT_ONCE = 1 << 20
 
@@ -47,9 +59,10 @@ class Observation:
 
 @dataclass(frozen=True)
 class Fit:
-    """The best affine parameters for one number of groups."""
+    """The best affine parameters for one number of groups and one epsilon."""
 
     num_groups: int
+    eps: float
     weight: Tensor  # (C,) float64
     bias: Tensor  # (C,) float64
     #: Root of the mean squared residual over the variance of the target, over all channels; `None` where unknown.
@@ -104,7 +117,7 @@ def fit_norm(observations: list[Observation], num_groups: int, eps: float, sign:
         between = (t_mean - target_mean) * (z_mean - mean)
         joint = (t_share * (within + between)).sum(0)
         error = _relative_error(target_variance - 2 * weight * joint + weight.square() * variance, target_variance)
-    return Fit(num_groups, weight, target_mean - weight * mean, error, int((~live).sum()))
+    return Fit(num_groups, eps, weight, target_mean - weight * mean, error, int((~live).sum()))
 
 
 def candidate_groups(channels: int, smallest_map: int) -> list[int]:
@@ -115,6 +128,14 @@ def candidate_groups(channels: int, smallest_map: int) -> list[int]:
         for groups in divisors(channels)
         if channels // groups >= min(MIN_CHANNELS_PER_GROUP, channels) and channels // groups * smallest_map >= values
     ]
+
+
+def candidate_eps(observations: list[Observation], num_groups: int, eps: float) -> list[float]:
+    """The values that `eps="auto"` chooses from, with the norm's own `eps` first."""
+    mean, variance = _joined([observation.given for observation in observations])
+    share = _shares([observation.given for observation in observations])
+    typical = float((share * _group_moments(mean, variance, num_groups)[1].flatten(1)).sum(0).mean())
+    return [eps, *(part * typical for part in EPS_SHARES if part * typical > eps)]
 
 
 def _centred(x: Tensor, mean: Tensor) -> Tensor:
@@ -141,10 +162,17 @@ def _over_samples(share: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor
 def _normalized(mean: Tensor, variance: Tensor, num_groups: int, eps: float) -> tuple[Tensor, Tensor]:
     """(N, C): the mean of each channel after normalisation, and the factor that normalises it."""
     grouped = mean.unflatten(1, (num_groups, -1))
-    group_mean = grouped.mean(2, keepdim=True)
-    group_variance = (variance.unflatten(1, (num_groups, -1)) + (grouped - group_mean).square()).mean(2, keepdim=True)
+    group_mean, group_variance = _group_moments(mean, variance, num_groups)
     rstd = (group_variance + eps).rsqrt().expand_as(grouped)
     return ((grouped - group_mean) * rstd).flatten(1), rstd.flatten(1)
+
+
+def _group_moments(mean: Tensor, variance: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """(N, G, 1): mean and variance of each group, from those of its channels."""
+    grouped = mean.unflatten(1, (num_groups, -1))
+    group_mean = grouped.mean(2, keepdim=True)
+    spread = variance.unflatten(1, (num_groups, -1)) + (grouped - group_mean).square()
+    return group_mean, spread.mean(2, keepdim=True)
 
 
 def _varies(mean: Tensor, variance: Tensor) -> Tensor:

@@ -22,6 +22,13 @@ class NormPair:
     new: nn.GroupNorm
 
     @property
+    def eps(self) -> float:
+        """Of the old norm."""
+        facts = read_batch_norm(self.old)
+        assert facts is not None
+        return facts.eps
+
+    @property
     def sign(self) -> Tensor:
         """Of the old weight, (C,) float64 on the CPU."""
         if self.old.weight is None:
@@ -38,9 +45,7 @@ class NormPair:
         mean, variance = self.old.running_mean, self.old.running_var
         mean = batch_mean if mean is None else mean.detach().double().cpu()
         variance = batch_variance if variance is None else variance.detach().double().cpu()
-        facts = read_batch_norm(self.old)
-        assert facts is not None
-        scale = (variance + facts.eps).rsqrt()
+        scale = (variance + self.eps).rsqrt()
         if self.old.weight is not None:
             scale = scale * self.old.weight.detach().double().cpu()
         shift = -mean * scale

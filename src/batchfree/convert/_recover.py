@@ -25,6 +25,7 @@ Trained: TypeAlias = Literal["norm", "all"]
 LEARNING_RATES: dict[str, float] = {"norm": 2e-3, "all": 1e-3}
 HELD_OUT_SHARE = 5  # one image of so many
 TIMES_MEASURED = 20
+TOLERATED_RISE = 1.2  # of the held-out loss over the best one, before it goes back to that
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ def recover(
 
     Adam with a cosine schedule minimises the divergence of the class probabilities, KL(original || converted), or the
     squared error where the outputs are no class scores. Every fifth image is held out; the state is kept that is
-    nearest on them and agrees there on as many classes as the given one, which is a candidate too.
+    nearest on them and agrees there on as many classes as the given one, which is a candidate too. Where the distance
+    on them rises, it goes back to that state and on with half the learning rate.
 
     Args:
         converted: calibrated; changed in place. Both networks run in evaluation mode.
@@ -158,26 +160,28 @@ class _Distiller:
         kept = [parameter.detach().clone() for parameter in moved]
         try:
             optimizer = torch.optim.Adam(moved, rate)
+            caution = 1.0
             every = max(1, steps // TIMES_MEASURED)
             for step, batch in zip(range(1, steps + 1), self.pool.training_batches(), strict=False):
-                optimizer.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
-                if not self._step(optimizer, batch):
-                    break  # no way back from NaN
+                optimizer.param_groups[0]["lr"] = caution * rate * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
+                self._step(optimizer, batch)
                 on_progress(step, steps)
                 if step % every == 0 or step == steps:
                     loss, agreed = self._measure()
                     if loss < loss_after and (agreed_before is None or (agreed or 0.0) >= agreed_before):
                         loss_after, agreed_after, kept_step = loss, agreed, step
                         kept = [parameter.detach().clone() for parameter in moved]
+                    elif not loss < TOLERATED_RISE * loss_after:  # NaN too: back, and go on in smaller steps
+                        _put_back(moved, kept)
+                        optimizer = torch.optim.Adam(moved, rate)
+                        caution /= 2
         finally:
-            with torch.no_grad():
-                for parameter, value in zip(moved, kept, strict=True):
-                    parameter.copy_(value)
+            _put_back(moved, kept)
         return RecoveryReport(
             steps, kept_step, self.pool.held_out, loss_before, loss_after, agreed_before, agreed_after
         )
 
-    def _step(self, optimizer: torch.optim.Optimizer, batch: Any) -> bool:
+    def _step(self, optimizer: torch.optim.Optimizer, batch: Any) -> None:
         wanted = self._wanted(batch)
         optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
@@ -189,7 +193,6 @@ class _Distiller:
                 )
             loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        return math.isfinite(loss.item())
 
     def _wanted(self, batch: Any) -> Any:
         with torch.no_grad():
@@ -206,6 +209,12 @@ class _Distiller:
                 total += _distance(wanted, given).item() * size
                 count += size
         return total / count, agreement.top1
+
+
+def _put_back(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
 
 
 def _distance(wanted: Any, given: Any) -> Tensor:

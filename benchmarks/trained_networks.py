@@ -43,7 +43,7 @@ def trained_network(seed: int, work: Path) -> nn.Module:
         work.mkdir(parents=True, exist_ok=True)
         error = _train(seed)
         write_atomically(path, error)
-    with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+    with safe_open(path, framework="pt") as file:
         network.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 (no mapping)
     return network.eval()
 

@@ -151,7 +151,7 @@ def test_agreement_is_that_of_the_outputs() -> None:
         wanted, given = original(batch).numpy(), converted(batch).numpy()
     assert report.top1_agreement == pytest.approx((wanted.argmax(1) == given.argmax(1)).mean())
     assert report.relative_error == pytest.approx(np.linalg.norm(wanted - given) / np.linalg.norm(wanted))
-    assert 0 < report.relative_error < 1
+    assert 0 < (report.relative_error or 0) < 1
 
 
 def test_only_the_new_norms_change_and_every_flag_comes_back() -> None:
@@ -576,7 +576,7 @@ def test_auto_eps_takes_the_best_of_its_candidates_and_reports_it() -> None:
     assert best > 1e-5
     assert report.eps["0"] == converted[0].eps == pytest.approx(best)
     assert report.rows[0].fit_error == pytest.approx(errors[best])
-    assert report.rows[0].fit_error < 0.7 * (kept.rows[0].fit_error or 0.0)
+    assert (report.rows[0].fit_error or 1) < 0.7 * (kept.rows[0].fit_error or 0.0)
     again = calibrate(converted, original, batch, eps="auto")  # not from what it chose before
     assert again.eps == report.eps
 

@@ -78,12 +78,11 @@ def convert(
             images, RECOVERY_IMAGES if recover else CALIBRATION_IMAGES, size, standard, task("read")
         )
         converted = convert_network(network, norm, ws=ws, example_inputs=batch[:1])
-        choice = "auto" if norm == "gn" else "keep"
         report = calibrate(
             converted,
             network,
             batch[:: max(1, len(batch) // CALIBRATION_IMAGES)],
-            groups=choice,
+            groups="auto" if norm == "gn" else "keep",
             eps="auto",
             on_progress=task("fit"),
         )
@@ -122,7 +121,7 @@ def _sizes(text: str) -> list[int]:
 def _check_numbers(recover: int, size: int) -> None:
     if recover < 0 or size < 1:
         raise ArgumentError(
-            f"--recover {recover} and --size {size} were given. Steps are 0 or more, a side is at least 1 pixel. Pass such."
+            f"--recover {recover} and --size {size} were given. Steps are 0 or more, a side at least 1. Pass such."
         )
 
 

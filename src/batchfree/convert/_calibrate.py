@@ -86,7 +86,8 @@ def calibrate(
     with evaluating(original, converted), _all_or_nothing(pairs), ExitStack() as hooks:
         stop_at_norms(hooks, pairs)
         runs = [PairedRun(run, original, converted, batch) for batch in batches]
-        hooks.callback(lambda: [each.cancel() for each in runs])
+        for each in runs:
+            hooks.callback(each.cancel)
         fits = _fit_in_forward_order(pairs, runs, groups, eps, on_progress)
         agreement = Agreement()
         for each in runs:

@@ -87,7 +87,9 @@ def covariance(x: Tensor, x_mean: Tensor, y: Tensor, y_mean: Tensor) -> Tensor:
     at_once = max(1, VALUES_AT_ONCE // x[0].numel())
     parts = [
         (_centred(a, mean_a) * _centred(b, mean_b)).flatten(2).mean(2)
-        for a, mean_a, b, mean_b in zip(*(tensor.split(at_once) for tensor in (x, x_mean, y, y_mean)), strict=True)
+        for a, mean_a, b, mean_b in zip(
+            *(torch.split(tensor, at_once) for tensor in (x, x_mean, y, y_mean)), strict=True
+        )
     ]
     return torch.cat(parts).double().cpu()
 
@@ -161,7 +163,7 @@ def _over_samples(share: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor
 
 def _normalized(mean: Tensor, variance: Tensor, num_groups: int, eps: float) -> tuple[Tensor, Tensor]:
     """(N, C): the mean of each channel after normalisation, and the factor that normalises it."""
-    grouped = mean.unflatten(1, (num_groups, -1))
+    grouped = mean.reshape(len(mean), num_groups, -1)
     group_mean, group_variance = _group_moments(mean, variance, num_groups)
     rstd = (group_variance + eps).rsqrt().expand_as(grouped)
     return ((grouped - group_mean) * rstd).flatten(1), rstd.flatten(1)
@@ -169,9 +171,9 @@ def _normalized(mean: Tensor, variance: Tensor, num_groups: int, eps: float) -> 
 
 def _group_moments(mean: Tensor, variance: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
     """(N, G, 1): mean and variance of each group, from those of its channels."""
-    grouped = mean.unflatten(1, (num_groups, -1))
+    grouped = mean.reshape(len(mean), num_groups, -1)
     group_mean = grouped.mean(2, keepdim=True)
-    spread = variance.unflatten(1, (num_groups, -1)) + (grouped - group_mean).square()
+    spread = variance.reshape(grouped.shape) + (grouped - group_mean).square()
     return group_mean, spread.mean(2, keepdim=True)
 
 

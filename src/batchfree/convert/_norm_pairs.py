@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ class NormPair:
     """A norm of the original network and the Group Norm at the same places of the converted one."""
 
     name: str  # the first dotted name
-    old: nn.Module
+    old: Any  # frozen norms share no class
     new: nn.GroupNorm
 
     @property
@@ -63,7 +64,9 @@ def norm_pairs(original: nn.Module, converted: nn.Module) -> list[NormPair]:
     old_modules = dict(original.named_modules(remove_duplicate=False))
     new_modules = dict(converted.named_modules(remove_duplicate=False))
     partners: dict[nn.Module, nn.Module] = {}
-    pairs, reasons = [], []
+    pairs: list[NormPair] = []
+    reasons: list[str] = []
+    old: Any
     for name, old in old_modules.items():
         new = new_modules.get(name)
         if not is_batch_norm(old) or type(new) is type(old):

@@ -114,7 +114,7 @@ class _Pool:
         if is_plain:
             batches = [batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches]
         kinds = {(batch.shape[1:], batch.dtype) if isinstance(batch, Tensor) else None for batch in batches}
-        self.units: Sequence[Any] = batches
+        self.units: Tensor | Sequence[Any] = batches
         self.unit_batch = 1
         if None not in kinds and len(kinds) == 1:
             self.units, self.unit_batch = torch.cat(batches), batch_size
@@ -133,14 +133,14 @@ class _Pool:
         return len(self._held_out)
 
     def held_out_batches(self) -> Iterator[Any]:
-        for chosen in self._held_out.split(self.unit_batch):
+        for chosen in torch.split(self._held_out, self.unit_batch):
             yield self._batch(chosen)
 
     def training_batches(self) -> Iterator[Any]:
         """Without end, each pass in another order."""
         while True:
             order = self._trained[torch.randperm(len(self._trained), generator=self._generator)]
-            for chosen in order.split(self.unit_batch):
+            for chosen in torch.split(order, self.unit_batch):
                 yield self._batch(chosen)
 
     def _batch(self, chosen: Tensor) -> Any:

@@ -77,7 +77,7 @@ def keeping(fashion: Fashion, figures: Figures, seed: int) -> None:
     original = fashion.networks[seed]
     figures.get(f"bn/{seed}", lambda: fashion.accuracy(original))
     for affine in ("fresh", "keep"):
-        figures.get(f"copied {affine}/{seed}", lambda a=affine: fashion.accuracy(convert(original, "ln", affine=a)))  # type: ignore[misc]
+        figures.get(f"affine {affine}, ln/{seed}", lambda a=affine: fashion.accuracy(convert(original, "ln", affine=a)))  # type: ignore[misc]
     for eps in ("keep", "auto"):
         for arm in ARMS:
             name = f"calibrated {arm} eps {eps}/{seed}"
@@ -95,7 +95,6 @@ def recovering(fashion: Fashion, figures: Figures, seed: int) -> None:
     for arm in ARMS:
         figures.get(f"recovered {arm} eps auto/{seed}", lambda a=arm: recovered(a, "auto", "norm"))  # type: ignore[misc]
     figures.get(f"recovered gn auto eps keep/{seed}", lambda: recovered("gn auto", "keep", "norm"))
-    figures.get(f"recovered gn auto eps keep, all/{seed}", lambda: recovered("gn auto", "keep", "all"))
     figures.get(f"recovered strict eps auto, all/{seed}", lambda: recovered("strict", "auto", "all"))
 
 

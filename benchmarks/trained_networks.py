@@ -65,7 +65,9 @@ def _train(seed: int) -> bytes:
     data = load_data("fashion-mnist")
     images, test = fashion_images(data)
     torch.manual_seed(seed)
-    network = build_model("resnet20", in_channels=1, num_classes=10).to(memory_format=torch.channels_last)
+    # With zero gammas the channels that a shortcut pads with zeros would be 0 before a ReLU for ever: 48 of 64.
+    network = build_model("resnet20", in_channels=1, num_classes=10, zero_gamma=False)
+    network = network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
     steps = IMAGES_SEEN // BATCH
     order = torch.cat([torch.randperm(len(images)) for _ in range(math.ceil(IMAGES_SEEN / len(images)))])

@@ -61,12 +61,11 @@ def norm_pairs(original: nn.Module, converted: nn.Module) -> list[NormPair]:
     Raises:
         ConversionError: there is none, or the two networks do not fit together; every reason is listed.
     """
-    old_modules = dict(original.named_modules(remove_duplicate=False))
+    old_modules: dict[str, Any] = dict(original.named_modules(remove_duplicate=False))
     new_modules = dict(converted.named_modules(remove_duplicate=False))
     partners: dict[nn.Module, nn.Module] = {}
     pairs: list[NormPair] = []
     reasons: list[str] = []
-    old: Any
     for name, old in old_modules.items():
         new = new_modules.get(name)
         if not is_batch_norm(old) or type(new) is type(old):

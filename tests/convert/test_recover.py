@@ -123,6 +123,19 @@ def test_other_outputs_are_brought_nearer_by_their_squares() -> None:
     assert error() < 0.8 * before
 
 
+@pytest.mark.parametrize("wrap", [lambda maps: {"0": maps}, lambda maps: [maps]], ids=["features", "list"])
+def test_feature_maps_are_not_taken_for_class_scores(wrap: Callable[[Tensor], Any]) -> None:
+    original: Any = nn.Sequential(trained_like(nn.BatchNorm2d(16)))
+    batch = images(10, 16, 4, 4, dtype=torch.float32)
+    run = lambda network, batch: wrap(network(batch))  # noqa: E731
+    report = recover(convert(original, "ln"), original, batch, 2, forward=run)
+    assert report.top1_agreement_before is None
+    scores = recover(
+        convert(original, "ln"), original, batch, 2, forward=lambda network, batch: {"out": network(batch)}
+    )
+    assert scores.top1_agreement_before is not None
+
+
 def test_batches_of_several_inputs_are_taken_whole() -> None:
     original, batch = classifier(), uneven_images()
     converted = calibrated(original, batch)

@@ -165,8 +165,8 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ArgumentError(
             f"{path} cannot be read as weights alone: {reason}. Allowed: a safetensors file, or a checkpoint of "
-            f"torch.save that holds only tensors and plain values, since others can run code. Save the state dict alone, "
-            f"with torch.save(network.state_dict(), file)."
+            f"torch.save that holds only tensors and plain values, since others can run code. Save the state dict "
+            f"alone, with torch.save(network.state_dict(), file)."
         ) from error
     for nest in NESTS:
         if isinstance(loaded, dict) and isinstance(loaded.get(nest), dict):

@@ -13,6 +13,8 @@ from batchfree.convert._batches import tensors_in
 
 __all__ = ["Agreement", "class_scores"]
 
+SCORE_NAMES = ("out", "logits")
+
 
 @dataclass
 class Agreement:
@@ -55,11 +57,11 @@ class Agreement:
 def class_scores(output: Any) -> Tensor | None:
     """The scores (N, K) or (N, K, *spatial) in a network's output, or `None`.
 
-    They are the output itself, or the first entry of a mapping or tuple (torchvision's segmentation networks call it
-    "out"); a list is a detector's.
+    They are the output itself, the first of a tuple, or what a mapping calls "out" (torchvision's segmentation) or
+    "logits" (Hugging Face). A list, or a mapping with other names, holds boxes or features.
     """
     if isinstance(output, Mapping):
-        output = next(iter(output.values()), None)
+        output = next((output[name] for name in SCORE_NAMES if name in output), None)
     elif isinstance(output, tuple):
         output = output[0] if output else None
     if isinstance(output, Tensor) and output.is_floating_point() and output.dim() in (2, 4, 5) and output.shape[1] > 1:

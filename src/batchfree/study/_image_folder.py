@@ -77,8 +77,8 @@ def _files(folder: Path, classes: list[str]) -> Files:
         found = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         if not found:
             raise DataError(
-                f"{folder / name} holds no image. Each class needs some, ending in {', '.join(sorted(IMAGE_SUFFIXES))}. "
-                f"Add images or remove the folder."
+                f"{folder / name} holds no image. Each class needs some, ending in "
+                f"{', '.join(sorted(IMAGE_SUFFIXES))}. Add images or remove the folder."
             )
         files += [(path, label) for path in found]
     return files

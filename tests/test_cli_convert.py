@@ -86,9 +86,6 @@ def rebuilt(original: nn.Module, path: Path) -> nn.Module:
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
     example = torch.zeros(1, *options["input"])
     network = convert(original, groups=options["groups"], ws=options["ws"], example_inputs=example)
-    for name, eps in options["eps"].items():
-        norm: Any = network.get_submodule(name)
-        norm.eps = eps
     network.load_state_dict(state)
     return network.eval()
 

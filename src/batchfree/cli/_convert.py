@@ -83,7 +83,6 @@ def convert(
             network,
             batch[:: max(1, len(batch) // CALIBRATION_IMAGES)],
             groups="auto" if norm == "gn" else "keep",
-            eps="auto",
             on_progress=task("fit"),
         )
         recovered = (
@@ -95,7 +94,6 @@ def convert(
         "to": to,
         "ws": ws,
         "groups": dict(report.groups),
-        "eps": dict(report.eps),
     }
     _write(out, converted, {**options, "input": list(batch.shape[1:]), "recovery_steps": recover})
     print(report)

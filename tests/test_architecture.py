@@ -25,17 +25,19 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     # tensorflow: one operator Keras does not offer, imported only where TensorFlow is the backend
     "keras": ({"groups", "errors"}, {"keras", "numpy", "tensorflow"}),
     "convert": ({"torch", "groups", "errors"}, {"torch"}),
+    "images": ({"errors"}, {"numpy", "PIL"}),
     "records": ({"errors"}, {"pydantic", "typing_extensions"}),
     "study": (
-        {"convert", "torch", "records", "groups", "errors", ""},
+        {"convert", "torch", "records", "groups", "images", "errors", ""},
         {"torch", "torchvision", "timm", "pydantic", "numpy", "PIL", "sklearn", "safetensors", "filelock", "tomli"},
     ),
     "report": ({"records", "errors"}, {"numpy", "scipy", "matplotlib", "jinja2"}),
     # Its libraries are imported through errors.require, by name.
     "export": ({"records", "errors"}, {"pyarrow", "tensorboard", "mlflow"}),
     "cli": (
-        {"_core", "convert", "torch", "records", "errors", "study", "report", "export", ""},
-        {"typer", "rich", "pydantic", "tomli"},
+        {"_core", "convert", "torch", "records", "images", "errors", "study", "report", "export", ""},
+        # to build the network that a command names, and to read its weights and images
+        {"typer", "rich", "pydantic", "tomli", "torch", "torchvision", "timm", "safetensors", "numpy"},
     ),
 }
 

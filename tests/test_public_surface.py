@@ -14,9 +14,10 @@ SURFACE = {
         "group_norm", "kernel_info", "merge_moments", "moments", "standardize_weight",
     },
     "batchfree.convert": {
-        "Affine", "ConversionPlan", "Groups", "Norm", "PlanRow", "Ws", "convert", "plan_conversion",
-        "standardize_weights",
+        "Affine", "CalibrationReport", "CalibrationRow", "Choice", "ConversionPlan", "Groups", "Norm", "PlanRow",
+        "RecoveryReport", "Trained", "Ws", "calibrate", "convert", "plan_conversion", "recover", "standardize_weights",
     },
+    "batchfree.images": {"IMAGE_SUFFIXES", "read_image"},
     "batchfree.report": {
         "Advice", "Arm", "Arms", "Choice", "Difference", "Exhibit", "PublishedSeries", "advise", "build_report",
         "compare", "gather_arms", "holm", "paired_p_value", "published_exhibits", "results_csv", "student_interval",

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from batchfree import BatchfreeError, __version__
 from batchfree.cli._cell import cell
+from batchfree.cli._convert import convert, inspect
 from batchfree.cli._exit import REFUSED
 from batchfree.cli._info import info
 from batchfree.cli._report import export, report
@@ -28,6 +29,8 @@ app.add_typer(study_app, name="study")
 app.command()(report)
 app.command()(export)
 app.command()(cell)
+app.command()(inspect)
+app.command()(convert)
 app.command()(info)
 
 

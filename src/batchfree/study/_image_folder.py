@@ -8,11 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from batchfree.errors import DataError
-from batchfree.study._image_file import read_image
+from batchfree.images import IMAGE_SUFFIXES, read_image
 
 __all__ = ["read_image_folder"]
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 VALIDATION_FOLDERS = ("val", "validation", "valid", "test")
 #: Without a validation folder, every fifth image of a class, by name, is one.
 VALIDATION_EVERY = 5
@@ -75,11 +74,11 @@ def _class_names(folder: Path) -> list[str]:
 def _files(folder: Path, classes: list[str]) -> Files:
     files: Files = []
     for label, name in enumerate(classes):
-        found = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in SUFFIXES)
+        found = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         if not found:
             raise DataError(
-                f"{folder / name} holds no image. Each class needs some, ending in {', '.join(sorted(SUFFIXES))}. "
-                f"Add images or remove the folder."
+                f"{folder / name} holds no image. Each class needs some, ending in "
+                f"{', '.join(sorted(IMAGE_SUFFIXES))}. Add images or remove the folder."
             )
         files += [(path, label) for path in found]
     return files

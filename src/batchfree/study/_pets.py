@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchfree.errors import DataError, unknown_name
-from batchfree.study._image_file import read_image
+from batchfree.images import read_image
 
 __all__ = ["PET_SPLITS", "read_pets"]
 

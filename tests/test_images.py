@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from batchfree.errors import DataError
-from batchfree.study._image_file import read_image
+from batchfree.images import read_image
 
 
 def test_a_cut_jpeg_is_mended_only_where_asked_and_nobody_elses_is(tmp_path: Path) -> None:

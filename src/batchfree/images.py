@@ -11,7 +11,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from batchfree.errors import DataError
 
-__all__ = ["read_image"]
+__all__ = ["IMAGE_SUFFIXES", "read_image"]
+
+#: Files in a folder that are taken for images.
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
 #: Ends a JPEG: a decoder that meets it early fills in what is missing instead of asking for more.
 END_OF_JPEG = b"\xff\xd9"

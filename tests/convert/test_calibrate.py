@@ -1,0 +1,593 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from batchfree.convert import calibrate, convert
+from batchfree.errors import ArgumentError, ConversionError
+from batchfree.torch import GroupNorm
+
+Array = npt.NDArray[np.float64]
+
+
+def trained_like(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Random running statistics, weights of both signs and biases, as training would leave them."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for buffer, low, high in ((module.running_mean, -1.0, 1.0), (module.running_var, 0.5, 2.0)):
+                if buffer is not None:
+                    buffer.uniform_(low, high, generator=generator)
+            if module.affine:
+                with torch.no_grad():
+                    module.weight.normal_(1, 0.7, generator=generator)
+                    module.bias.normal_(0, 0.3, generator=generator)
+    return network.eval()
+
+
+def small_network(dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.BatchNorm2d(32)]
+    return trained_like(nn.Sequential(*layers, nn.ReLU()).to(dtype))  # type: ignore[return-value]
+
+
+def images(count: int = 12, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(count, *(shape or (3, 9, 8)), generator=torch.Generator().manual_seed(1), dtype=dtype)
+
+
+def affine(network: nn.Module) -> list[Tensor]:
+    norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
+    return [value.detach().clone() for norm in norms for value in norm.parameters()]
+
+
+def input_of(network: nn.Module, name: str, batch: Tensor) -> Array:
+    """What reaches a module, from a run of its own."""
+    seen: list[Array] = []
+    hook = network.get_submodule(name).register_forward_pre_hook(lambda _, given: seen.append(given[0].numpy()))
+    with torch.no_grad():
+        network(batch)
+    hook.remove()
+    return seen[0]
+
+
+def by_hand(old: Any, x: Array, y: Array, num_groups: int) -> tuple[Array, Array, float]:
+    """Weight, bias and fit error of one norm from whole maps, by the formulas as they are written."""
+    statistics = [value.detach().numpy() for value in (old.running_mean, old.running_var, old.weight, old.bias)]
+    mean, variance, gamma, beta = (value.reshape(1, -1, 1, 1) for value in statistics)
+    t = gamma * (x - mean) / np.sqrt(variance + old.eps) + beta
+    grouped = y.reshape(len(y), num_groups, -1)
+    spread = np.sqrt(grouped.var(2, keepdims=True) + old.eps)
+    z = ((grouped - grouped.mean(2, keepdims=True)) / spread).reshape(y.shape)
+    axes = (0, 2, 3)
+    weight = np.where(gamma.ravel() < 0, -1, 1) * t.std(axes) / z.std(axes)
+    bias = t.mean(axes) - weight * z.mean(axes)
+    residual = t - weight.reshape(1, -1, 1, 1) * z - bias.reshape(1, -1, 1, 1)
+    error = np.sqrt((residual**2).mean(axes).sum() / t.var(axes).sum())
+    return weight, bias, float(error)
+
+
+def test_weight_bias_and_error_are_the_closed_form_worked_out_on_whole_maps() -> None:
+    original = small_network()
+    converted: Any = convert(original, num_groups=2)
+    batch = images()
+    report = calibrate(converted, original, batch)
+    for row, name in zip(report.rows, ("1", "4"), strict=True):  # "4" sees what the fitted "1" gives
+        x, y = input_of(original, name, batch), input_of(converted, name, batch)
+        weight, bias, error = by_hand(original.get_submodule(name), x, y, 2)
+        assert row.name == name
+        np.testing.assert_allclose(converted.get_submodule(name).weight.detach(), weight, rtol=1e-9)
+        np.testing.assert_allclose(converted.get_submodule(name).bias.detach(), bias, rtol=1e-9, atol=1e-12)
+        assert row.fit_error == pytest.approx(error, rel=1e-9)
+
+
+def test_the_same_in_single_precision_with_a_mean_that_dwarfs_the_deviation() -> None:
+    original: Any = nn.Sequential(nn.Identity(), trained_like(nn.BatchNorm2d(16)))
+    original[1].running_mean.fill_(1e4)
+    batch = images(6, 16, 5, 4, dtype=torch.float32) + 1e4
+    converted: Any = convert(original, num_groups=2)
+    report = calibrate(converted, original, batch)
+    weight, bias, error = by_hand(original[1], batch.double().numpy(), batch.double().numpy(), 2)
+    np.testing.assert_allclose(converted[1].weight.detach(), weight, rtol=1e-5)
+    np.testing.assert_allclose(converted[1].bias.detach(), bias, rtol=1e-4, atol=1e-4)
+    assert report.rows[0].fit_error == pytest.approx(error, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        lambda whole: list(whole.split(5)),
+        lambda whole: DataLoader(TensorDataset(whole, torch.arange(len(whole))), batch_size=4),
+        lambda whole: ((part, {"labels": 1}) for part in whole.split(1)),
+        lambda whole: [{"input": part} for part in whole.split([3, 9])],
+    ],
+    ids=["list", "loader", "labelled", "keywords"],
+)
+def test_batches_give_what_one_big_batch_gives(split: Callable[[Tensor], Any]) -> None:
+    original, whole = small_network(), images()
+    one, many = convert(original, num_groups=2), convert(original, num_groups=2)
+    expected, report = calibrate(one, original, whole), calibrate(many, original, split(whole))
+    for a, b in zip(affine(one), affine(many), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    for row, wanted in zip(report.rows, expected.rows, strict=True):
+        assert row.fit_error == pytest.approx(wanted.fit_error, rel=1e-9)
+    assert report.top1_agreement == pytest.approx(expected.top1_agreement)
+    assert report.relative_error == pytest.approx(expected.relative_error)
+
+
+def test_batches_of_different_sizes_weigh_by_their_values() -> None:
+    original: Any = nn.Sequential(trained_like(nn.BatchNorm2d(16).double()))
+    small, large = images(2, 16, 2, 2), images(3, 16, 8, 4) * 3 + 1
+    converted: Any = convert(original, num_groups=1)
+    calibrate(converted, original, [small, large])
+
+    def values(x: Tensor) -> Array:
+        return x.transpose(0, 1).reshape(16, -1).numpy()
+
+    def z(x: Tensor) -> Tensor:
+        return nn.functional.group_norm(x, 1)
+
+    t = np.concatenate([values(original[0](x).detach()) for x in (small, large)], 1)
+    normalized = np.concatenate([values(z(x)) for x in (small, large)], 1)
+    expected = np.sign(original[0].weight.detach().numpy()) * t.std(1) / normalized.std(1)
+    np.testing.assert_allclose(converted[0].weight.detach(), expected, rtol=1e-9)
+
+
+def test_agreement_is_that_of_the_outputs() -> None:
+    torch.manual_seed(0)
+    original = nn.Sequential(small_network(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4).double()).eval()
+    converted, batch = convert(original, num_groups=8), images(40)
+    report = calibrate(converted, original, list(batch.split(16)))
+    with torch.no_grad():
+        wanted, given = original(batch).numpy(), converted(batch).numpy()
+    assert report.top1_agreement == pytest.approx((wanted.argmax(1) == given.argmax(1)).mean())
+    assert report.relative_error == pytest.approx(np.linalg.norm(wanted - given) / np.linalg.norm(wanted))
+    assert 0 < (report.relative_error or 0) < 1
+
+
+def test_only_the_new_norms_change_and_every_flag_comes_back() -> None:
+    original = small_network()
+    original.train()
+    original[1].eval()
+    converted: Any = convert(original, num_groups=2)
+    before = {key: value.clone() for key, value in original.state_dict().items()}
+    convolution = converted[0].weight.detach().clone()
+    generator = torch.get_rng_state()
+    calibrate(converted, original, images())
+    assert all(torch.equal(value, before[key]) for key, value in original.state_dict().items())
+    assert torch.equal(converted[0].weight, convolution)
+    assert [module.training for module in original] == [True, False, True, True, True, True]
+    assert [module.training for module in converted] == [True, False, True, True, True, True]
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert converted[1].weight.requires_grad
+    assert not any(module._forward_pre_hooks for network in (original, converted) for module in network)
+
+
+def test_a_second_run_gives_the_same_bits() -> None:
+    original, batch = small_network(torch.float32), images(dtype=torch.float32)
+    first, second = convert(original, num_groups=2), convert(original, num_groups=2)
+    calibrate(first, original, list(batch.split(5)))
+    calibrate(second, original, list(batch.split(5)))
+    assert all(torch.equal(a, b) for a, b in zip(affine(first), affine(second), strict=True))
+
+
+class Pyramid(nn.Module):
+    """A norm that several maps share, as a detector's head does, and one that only some inputs reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.BatchNorm2d(16)
+        self.extra = nn.BatchNorm2d(16)
+
+    def forward(self, x: Tensor, use_extra: bool = False) -> Tensor:
+        pooled = nn.functional.avg_pool2d(self.shared(x), 2)
+        y = self.shared(pooled * 2 - 1)
+        return self.extra(y) if use_extra else y
+
+
+def test_a_shared_norm_is_fitted_to_all_calls_seen_so_far() -> None:
+    original: Any = trained_like(Pyramid().double())
+    converted: Any = convert(original, num_groups=2)
+    batch = images(6, 16, 8, 8)
+    seen: list[tuple[Tensor, Tensor]] = []
+    shared = converted.shared
+    # what the converted network's two calls see while it is calibrated, fitted to the first alone in between
+    hook = shared.register_forward_pre_hook(lambda _, given: seen.append(given[0].clone()))
+    calibrate(converted, original, batch)
+    hook.remove()
+    old_inputs: list[Tensor] = []
+    original.shared.register_forward_pre_hook(lambda _, given: old_inputs.append(given[0]))
+    with torch.no_grad():
+        original(batch)
+        t = [original.shared(x) for x in list(old_inputs)]
+        z = [nn.functional.group_norm(y, 2) for y in seen]  # type: ignore[arg-type]
+    flat_t, flat_z = (np.concatenate([v.transpose(0, 1).reshape(16, -1).numpy() for v in part], 1) for part in (t, z))
+    sign = np.sign(original.shared.weight.detach().numpy())
+    np.testing.assert_allclose(shared.weight.detach(), sign * flat_t.std(1) / flat_z.std(1), rtol=1e-9)
+
+
+def test_a_norm_that_is_not_reached_is_a_row_and_stays() -> None:
+    original = trained_like(Pyramid().double())
+    converted: Any = convert(original, num_groups=2)
+    kept = converted.extra.weight.detach().clone()
+    report = calibrate(converted, original, images(6, 16, 8, 8))
+    assert [row.name for row in report.rows] == ["shared", "extra"]
+    assert "not reached" in report.rows[1].note
+    assert report.rows[1].fit_error is None
+    assert torch.equal(converted.extra.weight, kept)
+    assert any("extra" in warning for warning in report.warnings)
+    calibrate(converted, original, images(6, 16, 8, 8), forward=lambda network, batch: network(batch, use_extra=True))
+    assert not torch.equal(converted.extra.weight, kept)
+
+
+def test_a_constant_channel_becomes_finite_and_is_noted() -> None:
+    original: Any = small_network()
+    with torch.no_grad():
+        original[0].weight[3] = 0  # gives its bias everywhere
+        original[1].weight[5] = 0  # the old norm gives its own bias everywhere
+    converted: Any = convert(original, num_groups=1)
+    report = calibrate(converted, original, images())
+    assert report.rows[0].dead_channels == 2
+    assert "constant" in str(report)
+    assert converted[1].weight[[3, 5]].tolist() == [0, 0]
+    assert converted[1].bias[5].item() == pytest.approx(original[1].bias[5].item())
+    assert all(value.isfinite().all() for value in affine(converted))
+
+
+def brute_force_groups(original: nn.Module, batch: Tensor, candidates: list[int]) -> int:
+    errors = {}
+    for groups in candidates:
+        (row,) = calibrate(convert(original, num_groups=groups), original, batch).rows
+        errors[groups] = row.fit_error
+    return min(errors, key=lambda groups: errors[groups] or 0.0)
+
+
+def test_auto_takes_the_groups_that_fit_best() -> None:
+    batch = images(6, 48, 4, 4)
+    batch[:, 24:] *= torch.rand(6, 1, 1, 1, generator=torch.Generator().manual_seed(2)).double() * 5 + 0.1
+    for seed in range(3):
+        original = nn.Sequential(trained_like(nn.BatchNorm2d(48).double(), seed))
+        converted: Any = convert(original, "ln")
+        report = calibrate(converted, original, batch, groups="auto")
+        expected = brute_force_groups(original, batch, [1, 2, 3, 4, 6])
+        assert converted[0].num_groups == expected == report.groups["0"]
+        rebuilt = convert(original, groups=report.groups)
+        rebuilt.load_state_dict(converted.state_dict())
+        assert torch.equal(rebuilt(batch), converted(batch))
+
+
+@pytest.mark.parametrize(("channels", "side", "finer"), [(4, 8, 2), (16, 1, 4), (6, 1, 2), (32, 4, 8)])
+def test_auto_keeps_eight_channels_and_values_though_smaller_groups_fit_better(
+    channels: int, side: int, finer: int
+) -> None:
+    original: Any = nn.Sequential(trained_like(nn.BatchNorm2d(channels).double()))
+    batch = images(20, channels, side, side)
+    # one group's worth of channels hardly matters, but its contrast, which differs by sample, disturbs its neighbours
+    with torch.no_grad():
+        original[0].weight[: channels // finer] = 1e-4
+    batch[:, : channels // finer] *= torch.logspace(0, 2, 20, dtype=torch.float64).reshape(-1, 1, 1, 1)
+    report = calibrate(convert(original, "ln"), original, batch, groups="auto")
+    unbounded = calibrate(convert(original, num_groups=finer), original, batch)
+    assert (unbounded.rows[0].fit_error or 1) < (report.rows[0].fit_error or 0)
+    assert report.groups["0"] in {1, 2, 4}
+    assert channels // report.groups["0"] >= min(8, channels)
+
+
+def test_a_norm_without_running_statistics_is_fitted_to_its_batch() -> None:
+    original: Any = nn.Sequential(trained_like(nn.BatchNorm2d(16, track_running_stats=False).double()))
+    converted: Any = convert(original, num_groups=1)
+    batch = images(6, 16, 5, 4) * 3 + 2
+    calibrate(converted, original, batch)
+    # over the batch each channel has deviation |weight| and mean bias
+    with torch.no_grad():
+        given = converted(batch)
+    torch.testing.assert_close(given.std((0, 2, 3), correction=0), original[0].weight.detach().abs(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(given.mean((0, 2, 3)), original[0].bias.detach())
+
+
+class Failing(nn.Module):
+    def __init__(self, message: str) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(16)
+        self.message = message
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        if self.message:
+            raise RuntimeError(self.message)
+        return y
+
+
+@pytest.mark.parametrize("broken", ["original", "converted"])
+def test_a_network_that_fails_midway_leaves_no_thread_and_no_change(broken: str) -> None:
+    original: Any = Failing("")
+    converted: Any = convert(original, num_groups=2)
+    (original if broken == "original" else converted).message = "out of luck"
+    before = affine(converted)
+    threads = threading.active_count()
+    with pytest.raises(ArgumentError, match="out of luck") as caught:
+        calibrate(converted, original, list(images(6, 16, 4, 4, dtype=torch.float32).split(2)))
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert threading.active_count() == threads
+    assert all(torch.equal(a, b) for a, b in zip(affine(converted), before, strict=True))
+    assert original.training
+    assert converted.training
+    assert not converted.norm._forward_pre_hooks
+
+
+def with_nan(x: Tensor) -> Tensor:
+    x = x.clone()
+    x[2, 0, 1, 1] = torch.nan
+    return x
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda: images()[:0], "no images"),
+        (list, "no images"),
+        (lambda: iter(()), "no images"),
+        (lambda: with_nan(images()), "NaN"),
+        (lambda: [images(), images() * torch.inf], "batch 1 .* NaN or infinity"),
+        (lambda: images(4, 5, 9, 8), r"cannot run on a batch of \(4, 5, 9, 8\)"),
+        (lambda: images().byte(), "cannot run"),
+        (lambda: 3, "int was given"),
+        (lambda: "images/", "str was given"),
+    ],
+    ids=["empty", "no-batch", "exhausted", "nan", "infinite", "shape", "bytes", "number", "path"],
+)
+def test_unusable_images_are_refused_and_nothing_changes(given: Callable[[], Any], message: str) -> None:
+    original = small_network()
+    converted = convert(original, num_groups=2)
+    before = affine(converted)
+    with pytest.raises(ArgumentError, match=message):
+        calibrate(converted, original, given())
+    assert all(torch.equal(a, b) for a, b in zip(affine(converted), before, strict=True))
+
+
+def test_infinities_inside_the_networks_are_refused_by_the_norms_name() -> None:
+    original: Any = small_network()
+    with torch.no_grad():
+        original[3].weight.fill_(torch.inf)
+    converted = convert(original, num_groups=2)
+    before = affine(converted)
+    with pytest.raises(ArgumentError, match="before the norm '4'"):
+        calibrate(converted, original, images())
+    assert all(torch.equal(a, b) for a, b in zip(affine(converted), before, strict=True))
+    original = small_network()
+    original[1].running_var[0] = torch.nan
+    with pytest.raises(ArgumentError, match="norm '1' holds NaN"):
+        calibrate(convert(original, num_groups=2), original, images())
+
+
+class Ordered(nn.Module):
+    def __init__(self, order: tuple[int, ...]) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm2d(16) for _ in range(3))
+        self.order = order
+
+    def forward(self, x: Tensor) -> Tensor:
+        for index in self.order:
+            x = self.norms[index](x)
+        return x
+
+
+@pytest.mark.parametrize("order", [(0, 2, 1), (0, 1), (0, 1, 2, 2), ()])
+def test_networks_that_pass_other_norms_are_refused(order: tuple[int, ...]) -> None:
+    original: Any = Ordered((0, 1, 2))
+    converted: Any = convert(original, num_groups=2)
+    converted.order = order
+    before = affine(converted)
+    with pytest.raises(ConversionError, match="disagree in architecture"):
+        calibrate(converted, original, images(4, 16, 4, 4, dtype=torch.float32))
+    assert all(torch.equal(a, b) for a, b in zip(affine(converted), before, strict=True))
+
+
+def test_fused_sums_and_activations_are_fitted_as_the_plain_layers_are() -> None:
+    original = small(torchvision.models.resnet18(num_classes=4)).double()
+    batch = images(3, 3, 40, 40)
+    plain, fused = (convert(original, "ln", example_inputs=batch, fuse=fuse) for fuse in (False, True))
+    assert sum(module.activation is not None for module in fused.modules() if isinstance(module, GroupNorm)) > 8
+    wanted, given = calibrate(plain, original, batch), calibrate(fused, original, list(batch.split(1)))
+    for a, b in zip(affine(plain), affine(fused), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    errors = [[row.fit_error for row in report.rows] for report in (wanted, given)]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-6)
+
+
+def test_batches_that_take_different_ways_are_refused() -> None:
+    class Either(Ordered):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norms[0 if len(x) > 1 else 1](x)
+
+    original = Either(())
+    with pytest.raises(ConversionError, match=r"different ways.*and one came to the norm"):
+        calibrate(convert(original, num_groups=2), original, [images(n, 16, 4, 4, dtype=torch.float32) for n in (2, 1)])
+
+
+def test_networks_that_do_not_fit_together_are_refused() -> None:
+    original = small_network()
+    converted: Any = convert(original, num_groups=2)
+    with pytest.raises(ConversionError, match="no Group Norm"):
+        calibrate(original, original, images())
+    with pytest.raises(ConversionError, match="no Group Norm"):
+        calibrate(original, converted, images())
+    converted[4] = nn.Identity()
+    with pytest.raises(ConversionError, match="4: a BatchNorm2d in the original, a Identity here"):
+        calibrate(converted, original, images())
+    converted[4] = GroupNorm(2, 64)
+    with pytest.raises(ConversionError, match="32 channels in the original, 64 here"):
+        calibrate(converted, original, images())
+    with pytest.raises(ArgumentError, match="Did you mean keep"):
+        calibrate(converted, original, images(), groups="kep")  # type: ignore[arg-type]
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.BatchNorm1d(16), nn.BatchNorm1d(8)
+
+    def forward(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        return self.left(left), self.right(right)
+
+
+def small(network: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return trained_like(network)
+
+
+FLOAT = torch.float32
+
+
+def labelled(network: nn.Module, batch: Any) -> Any:
+    return network(*batch)
+
+
+#: A network, its images, how it runs on a batch, and whether its outputs are class scores.
+KINDS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], Callable[[nn.Module, Any], Any] | None, bool]] = {
+    "audio": (
+        lambda: nn.Sequential(nn.Conv1d(2, 16, 5), nn.BatchNorm1d(16)),
+        lambda: images(4, 2, 50, dtype=FLOAT),
+        None,
+        False,
+    ),
+    "volume": (
+        lambda: nn.Sequential(nn.Conv3d(1, 16, 3), nn.BatchNorm3d(16)),
+        lambda: images(4, 1, 6, 6, 6, dtype=FLOAT),
+        None,
+        True,
+    ),
+    "vectors": (
+        lambda: nn.Sequential(nn.Linear(9, 16), nn.BatchNorm1d(16)),
+        lambda: images(8, 9, dtype=FLOAT),
+        None,
+        True,
+    ),
+    "inputs": (
+        TwoInputs,
+        lambda: [(images(4, 16, 20, dtype=FLOAT), images(4, 8, 3, dtype=FLOAT))],
+        labelled,
+        False,
+    ),
+    "named": (
+        TwoInputs,
+        lambda: {"left": images(4, 16, 20, dtype=FLOAT), "right": images(4, 8, 3, dtype=FLOAT)},
+        None,
+        False,
+    ),
+    "activated": (
+        lambda: timm.create_model("efficientnet_lite0", num_classes=5),
+        lambda: images(2, 3, 64, 64, dtype=FLOAT),
+        None,
+        True,
+    ),
+    "segmentation": (
+        lambda: torchvision.models.segmentation.lraspp_mobilenet_v3_large(
+            weights=None, weights_backbone=None, num_classes=4
+        ),
+        lambda: images(2, 3, 64, 64, dtype=FLOAT),
+        None,
+        True,
+    ),
+    "video": (
+        lambda: torchvision.models.video.mc3_18(num_classes=3),
+        lambda: images(2, 3, 4, 32, 32, dtype=FLOAT),
+        None,
+        True,
+    ),
+}
+
+
+def first_output(output: Any) -> Tensor:
+    if isinstance(output, dict):
+        return output["out"]
+    return output if isinstance(output, Tensor) else output[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_network_comes_nearer_to_its_original(kind: str) -> None:
+    build, given, forward, has_scores = KINDS[kind]
+    original = small(build())
+    converted, copied = convert(original, "ln"), convert(original, "ln")
+    report = calibrate(converted, original, given(), forward=forward)
+    assert all(row.fit_error is not None and row.fit_error < 1.42 for row in report.rows)
+    assert (report.top1_agreement is not None) == has_scores
+    assert report.relative_error is not None
+    run = forward or (lambda network, batch: network(**batch) if isinstance(batch, dict) else network(batch))
+    batch = given()[0] if kind == "inputs" else given()
+    with torch.no_grad():
+        wanted, ours, theirs = (first_output(run(network, batch)) for network in (original, converted, copied))
+    assert (ours - wanted).norm() < (theirs - wanted).norm()
+
+
+class Proposals(nn.Module):
+    """A detector's shape: as many boxes as score well enough, a norm over them, and a list of dicts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.BatchNorm2d(16), nn.BatchNorm2d(16)
+
+    def forward(self, x: Tensor) -> list[dict[str, Tensor]]:
+        maps = self.body(x)
+        boxes = self.head(maps[maps.amax((1, 2, 3)) > 3.5])
+        return [{"boxes": box.mean((1, 2))} for box in boxes]
+
+
+def test_regions_that_differ_in_number_are_fitted_by_their_moments() -> None:
+    original = trained_like(Proposals().double())
+    converted: Any = convert(original, num_groups=2)
+    boxes: dict[str, Tensor] = {}
+    old_head: Any = original.head
+    old_head.register_forward_pre_hook(lambda _, given: boxes.update(old=given[0]))
+    converted.head.register_forward_pre_hook(lambda _, given: boxes.update(new=given[0]))
+    brightness = torch.linspace(0.2, 3, 9, dtype=torch.float64).reshape(-1, 1, 1, 1)
+    report = calibrate(converted, original, images(9, 16, 6, 6) * brightness)
+    old, new = boxes["old"], boxes["new"]
+    assert 0 < len(old) != len(new) > 0
+    assert report.rows[1].fit_error is None
+    assert report.relative_error is None
+    t = old_head(old).detach()
+    z = nn.functional.group_norm(new, 2)
+    expected = t.std((0, 2, 3), correction=0) / z.std((0, 2, 3), correction=0)
+    torch.testing.assert_close(converted.head.weight.detach().abs(), expected)
+
+
+def test_auto_eps_takes_the_best_of_its_candidates_and_reports_it() -> None:
+    brightness = torch.linspace(0.2, 3, 9, dtype=torch.float64).reshape(-1, 1, 1, 1)
+    batch = images(9, 16, 6, 6) * brightness
+    original: Any = nn.Sequential(trained_like(nn.BatchNorm2d(16).double()))
+    converted: Any = convert(original, "ln")
+    kept = calibrate(converted, original, batch)
+    report = calibrate(converted, original, batch, eps="auto")
+    x = batch.numpy()
+    typical = x.reshape(9, -1).var(1).mean()
+    errors = {}
+    for eps in (1e-5, *(share * typical for share in (0.1, 0.3, 1, 3, 10))):
+        norm: Any = nn.Sequential(GroupNorm(1, 16, eps=eps, dtype=torch.float64))
+        errors[eps] = calibrate(norm, original, batch).rows[0].fit_error or 0.0
+    best = min(errors, key=lambda eps: errors[eps])
+    assert best > 1e-5
+    assert report.eps["0"] == converted[0].eps == pytest.approx(best)
+    assert report.rows[0].fit_error == pytest.approx(errors[best])
+    assert (report.rows[0].fit_error or 1) < 0.7 * (kept.rows[0].fit_error or 0.0)
+    again = calibrate(converted, original, batch, eps="auto")  # not from what it chose before
+    assert again.eps == report.eps
+
+
+def test_a_failure_puts_groups_and_eps_back_too() -> None:
+    original: Any = Failing("")
+    converted: Any = convert(original, num_groups=2)
+    converted.message = "out of luck"
+    brightness = torch.linspace(0.2, 3, 6).reshape(-1, 1, 1, 1)
+    with pytest.raises(ArgumentError, match="out of luck"):
+        calibrate(converted, original, images(6, 16, 4, 4, dtype=FLOAT) * brightness, groups="auto", eps="auto")
+    assert (converted.norm.num_groups, converted.norm.eps) == (2, 1e-5)

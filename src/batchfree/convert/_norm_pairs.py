@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from batchfree.convert._kinds import is_batch_norm, read_batch_norm
+from batchfree.convert._kinds import read_batch_norm
 from batchfree.errors import ConversionError
 
 __all__ = ["NormPair", "norm_pairs"]
@@ -68,15 +68,16 @@ def norm_pairs(original: nn.Module, converted: nn.Module) -> list[NormPair]:
     reasons: list[str] = []
     for name, old in old_modules.items():
         new = new_modules.get(name)
-        if not is_batch_norm(old) or type(new) is type(old):
+        facts = read_batch_norm(old)
+        if facts is None or type(new) is type(old):
             continue
         if not isinstance(new, nn.GroupNorm):
             found = "nothing" if new is None else f"a {type(new).__name__}"
             reasons.append(f"{name or '(the model itself)'}: a {type(old).__name__} in the original, {found} here")
         elif partners.setdefault(new, old) is not old:
             reasons.append(f"{name}: one norm here stands for several of the original")
-        elif old.running_mean is not None and len(old.running_mean) != new.num_channels:
-            reasons.append(f"{name}: {len(old.running_mean)} channels in the original, {new.num_channels} here")
+        elif facts.channels != new.num_channels:
+            reasons.append(f"{name}: {facts.channels} channels in the original, {new.num_channels} here")
         elif all(pair.new is not new for pair in pairs):
             pairs.append(NormPair(name, old, new))
     if reasons:

@@ -163,6 +163,13 @@ class Optional(Reads):
         return F.relu(y if scale is None else y * scale)
 
 
+class Remembers(Reads):
+    def forward(self, x: Tensor) -> Any:
+        y = self.norm(self.conv(x))
+        self.last = x
+        return F.relu(y)
+
+
 class OtherMethod(Reads):
     def features(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))
@@ -188,6 +195,8 @@ class OtherMethod(Reads):
         (Reads(lambda m, x, y: F.relu(y if x.sum() > 1e9 else y + x)), "cannot be traced"),
         (Optional(UNUSED), "optional arguments"),
         (OtherMethod(UNUSED), "its method features uses the same layers"),
+        (Remembers(UNUSED), "sets self.last"),
+        (Reads(lambda m, x, y: torch.relu(input=y)), "no ReLU, SiLU or GELU"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -10,6 +10,7 @@ import operator
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -21,6 +22,8 @@ from batchfree.torch import Activation
 __all__ = ["FusedBlock", "FusedNorm", "fuse_block", "joined"]
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
+#: In the names of attributes that fx puts on what it traces.
+_TRACERS_OWN = ("_constant", "_torchbind_obj")
 _NO_ACTIVATION = "no ReLU, SiLU or GELU directly follows it"
 #: Methods that set parameters and compute nothing.
 _SETTERS = ("zero_init_last", "init_weights", "_init_weights", "reset_parameters")
@@ -125,19 +128,26 @@ def _traced(module: nn.Module) -> tuple[fx.Graph, fx.Graph]:
             asked.append(True)
             return len(graphs) == 0
 
+        def __setattr__(self, name: str, value: Any) -> None:
+            if not any(part in name for part in _TRACERS_OWN):
+                raise _Refused(f"{shown} sets self.{name}, which no graph shows")
+            super().__setattr__(name, value)
+
     graphs: list[fx.Graph] = []
     try:
         while len(graphs) < 2:
             graphs.append(_OneLevel().trace(_as(Asking, module)) if asked or not graphs else graphs[0])
+    except _Refused:
+        raise
     except Exception as error:  # fx raises whatever the module's own code does with a symbolic value
         raise _Refused(f"{shown} cannot be traced ({type(error).__name__})") from error
     return graphs[0], graphs[1]
 
 
 def _as(asking: type[nn.Module], module: nn.Module) -> nn.Module:
-    """A shallow copy of another class: what its code sets, it sets on this one."""
+    """A shallow copy of another class: what fx sets, it sets on this one."""
     probe = asking.__new__(asking)
-    probe.__dict__ = dict(module.__dict__)
+    object.__setattr__(probe, "__dict__", dict(module.__dict__))
     return probe
 
 
@@ -172,7 +182,7 @@ def _site(module: nn.Module, name: str, norm: fx.Node, flow: Dataflow) -> _Site:
     consumed = _following(norm, module)
     after = consumed[-1]
     activation = activation_of_call(after, module)
-    if activation is not None and list(after.all_input_nodes) == [after.args[0]]:
+    if activation is not None and list(after.all_input_nodes) == list(after.args[:1]):
         return _Site(FusedNorm(activation, False, _layer(after)), norm, consumed)
     if not _is_sum(after):
         raise _Refused(_NO_ACTIVATION)

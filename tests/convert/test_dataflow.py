@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+
 import pytest
 import timm
 import torch
@@ -89,6 +91,23 @@ def test_running_leaves_the_random_numbers_and_no_hooks() -> None:
     dataflow_by_running(model, (torch.ones(2, 3, 5, 5),))
     assert torch.equal(state, torch.get_rng_state())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_running_leaves_pythons_random_numbers_and_reads_a_norm_that_is_called_by_keyword() -> None:
+    class Keyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8, affine=False, track_running_stats=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.norm(input=self.conv(x))
+            return y * random.random()
+
+    before = random.getstate()
+    flow = dataflow_by_running(Keyword(), torch.randn(1, 3, 1, 1))
+    assert flow.norms["norm"].convolutions == {"conv"}
+    assert flow.norms["norm"].smallest_map == (1, 1)
+    assert random.getstate() == before
 
 
 def test_inputs_made_for_inference_serve_too() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 import weakref
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -87,14 +88,13 @@ def dataflow_by_running(model: nn.Module, example_inputs: object) -> Dataflow:
         ConversionError: the model does not run on these inputs.
     """
     given = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    with torch.inference_mode(False):  # an inference tensor has no version counter; a clone does
-        arguments = tuple(value.clone() if isinstance(value, Tensor) else copy.deepcopy(value) for value in given)
     watch = _Watch()
     for name, module in model.named_modules():
         watch.follow(name, module)
     try:
+        # An inference tensor has no version counter; a clone does.
         with torch.inference_mode(False), torch.no_grad(), _random_numbers_kept(model):
-            model(*arguments)
+            model(*(value.clone() if isinstance(value, Tensor) else copy.deepcopy(value) for value in given))
     except Exception as error:  # whatever the model's own code raises
         raise ConversionError(
             f"{type(model).__name__} could not be run on the example inputs ({type(error).__name__}: {error}). They "
@@ -110,8 +110,12 @@ def dataflow_by_running(model: nn.Module, example_inputs: object) -> Dataflow:
 @contextmanager
 def _random_numbers_kept(model: nn.Module) -> Iterator[None]:
     devices = sorted({tensor.get_device() for tensor in model.parameters() if tensor.is_cuda})
-    with torch.random.fork_rng(devices=devices):  # dropout must not move the caller's random numbers
-        yield
+    pythons = random.getstate()
+    try:
+        with torch.random.fork_rng(devices=devices):  # dropout must not move the caller's random numbers
+            yield
+    finally:
+        random.setstate(pythons)
 
 
 class _Watch:
@@ -131,11 +135,13 @@ class _Watch:
 
     def follow(self, name: str, module: nn.Module) -> None:
         if is_batch_norm(module):
-            _evaluate(module)
+            module.eval()
 
-        def before(_module: nn.Module, inputs: tuple[object, ...]) -> None:
+        def before(_module: nn.Module, inputs: tuple[object, ...], named: dict[str, object]) -> None:
             if is_batch_norm(module):
-                self._read(name, inputs[0])
+                x = inputs[0] if inputs else next(iter(named.values()), None)
+                _need_no_batch(module, x)
+                self._read(name, x)
             self._stack.append(name)
             self._inputs[name].append(_shape(inputs[0]) if inputs else None)
 
@@ -146,7 +152,10 @@ class _Watch:
                 self._convolved[id(output)] = (name, self._calls[name], weakref.ref(output), output._version)
                 self._calls[name] += 1
 
-        self._handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+        self._handles += [
+            module.register_forward_pre_hook(before, with_kwargs=True),
+            module.register_forward_hook(after),
+        ]
 
     def leave(self) -> None:
         """Takes the hooks off again."""
@@ -170,11 +179,10 @@ class _Watch:
         return Dataflow(whole, self._norms, self._inputs, self._outputs)
 
 
-def _evaluate(norm: nn.Module) -> None:
-    """Puts a norm into evaluation mode, in which one value per channel will do."""
-    norm.eval()
-    if isinstance(norm, _BatchNorm) and norm.running_mean is None:  # else it takes the batch's even then
-        like = norm.weight if norm.weight is not None else torch.empty(0)
+def _need_no_batch(norm: nn.Module, x: object) -> None:
+    """Running statistics for a norm without: it takes the batch's even in evaluation, which one value has not."""
+    if isinstance(norm, _BatchNorm) and norm.running_mean is None and isinstance(x, Tensor):
+        like = norm.weight if norm.weight is not None else x
         norm.running_mean, norm.running_var = like.new_zeros(norm.num_features), like.new_ones(norm.num_features)
 
 

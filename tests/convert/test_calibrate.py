@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -215,6 +216,35 @@ def test_a_shared_norm_is_fitted_to_all_calls_seen_so_far() -> None:
     np.testing.assert_allclose(shared.weight.detach(), sign * flat_t.std(1) / flat_z.std(1), rtol=1e-9)
 
 
+def test_norms_that_share_parameters_are_said_to() -> None:
+    original: Any = small_network()
+    original[4] = nn.BatchNorm2d(32).double().eval()
+    original.append(nn.BatchNorm2d(32).double().eval())
+    original[6].weight = original[4].weight
+    report = calibrate(convert(original, num_groups=2), original, images())
+    assert [("shares parameters" in row.note) for row in report.rows] == [False, True, True]
+    assert "6" in report.rows[1].note
+
+
+@pytest.mark.parametrize("missing", [("weight",), ("bias",), ("weight", "bias")])
+def test_a_norm_without_weight_or_bias_is_fitted_by_what_it_has_and_its_error_is_its_own(missing: Any) -> None:
+    original: Any = nn.Sequential(trained_like(nn.BatchNorm2d(16).double()))
+    original[0].weight.data.abs_()
+    for name in missing:
+        original[0].register_parameter(name, None)
+    converted: Any = convert(original, num_groups=2)
+    batch = images(6, 16, 5, 4) * 3 + 1
+    (row,) = calibrate(converted, original, batch).rows
+    with torch.no_grad():
+        t, given = original(batch).numpy(), converted(batch).numpy()
+    axes = (0, 2, 3)
+    expected = np.sqrt(((t - given) ** 2).mean(axes).sum() / t.var(axes).sum())
+    assert row.fit_error == pytest.approx(expected, rel=1e-9)
+    if "bias" not in missing:  # what it can still do: the means agree
+        np.testing.assert_allclose(given.mean(axes), t.mean(axes), rtol=1e-9)
+    assert all(name in row.note for name in missing)
+
+
 def test_a_norm_that_is_not_reached_is_a_row_and_stays() -> None:
     original = trained_like(Pyramid().double())
     converted: Any = convert(original, num_groups=2)
@@ -352,6 +382,35 @@ def test_unusable_images_are_refused_and_nothing_changes(given: Callable[[], Any
     with pytest.raises(ArgumentError, match=message):
         calibrate(converted, original, given())
     assert all(torch.equal(a, b) for a, b in zip(affine(converted), before, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 6, 6), (4,)])
+def test_images_that_reach_a_norm_with_other_channels_are_refused(shape: tuple[int, ...]) -> None:
+    original = nn.Sequential(trained_like(nn.BatchNorm2d(16)))
+    with pytest.raises(ArgumentError, match=re.escape(f"cannot run on a batch of {shape}")):
+        calibrate(convert(original, num_groups=2), original, torch.randn(shape))
+
+
+def test_labels_are_ignored_whatever_they_hold() -> None:
+    original, batch = small_network(), images()
+    converted, plain = convert(original, num_groups=2), convert(original, num_groups=2)
+    labels = {"boxes": torch.zeros(0, 4), "score": torch.tensor([torch.nan])}
+    calibrate(converted, original, [(batch, labels)])
+    calibrate(plain, original, batch)
+    assert all(torch.equal(a, b) for a, b in zip(affine(converted), affine(plain), strict=True))
+
+
+def test_a_batch_that_is_a_named_tuple_reaches_forward_as_one() -> None:
+    class Batch(NamedTuple):
+        pixels: Tensor
+        boxes: Tensor
+
+    original = small_network()
+    report = calibrate(
+        convert(original, num_groups=2), original, [Batch(images(), torch.zeros(0, 4))],
+        forward=lambda network, batch: network(batch.pixels),
+    )  # fmt: skip
+    assert all(row.fit_error is not None for row in report.rows)
 
 
 def test_infinities_inside_the_networks_are_refused_by_the_norms_name() -> None:

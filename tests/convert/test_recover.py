@@ -150,6 +150,20 @@ def test_batches_of_several_inputs_are_taken_whole() -> None:
     assert report.kept_step > 0
 
 
+def test_a_failure_after_it_had_helped_leaves_the_network_as_it_was_given() -> None:
+    original, batch = classifier(), uneven_images()
+    converted = calibrated(original, batch)
+    before = affine(converted)
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 15:  # of 20, each measured: what was kept by then is another state
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        recover(converted, original, batch, 20, on_progress=interrupt)
+    assert all(torch.equal(a, b) for a, b in zip(affine(converted), before, strict=True))
+
+
 @pytest.mark.parametrize(
     ("arguments", "given", "message"),
     [

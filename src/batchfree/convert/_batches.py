@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, TypeAlias
 
 import torch
@@ -19,8 +20,8 @@ Images: TypeAlias = "Tensor | Mapping[str, Any] | Iterable[Any]"
 Forward: TypeAlias = "Callable[[nn.Module, Any], Any]"
 
 
-def read_batches(images: Images, network: nn.Module) -> list[Any]:
-    """Every batch, its tensors on the device of `network`.
+def read_batches(images: Images, network: nn.Module, forward: Forward | None) -> list[Any]:
+    """What `network` is run on, batch by batch, on its device: labels are gone where `forward` does not ask for them.
 
     Raises:
         ArgumentError: there is no image, or a NaN or infinity in one, or `images` is of another type.
@@ -32,9 +33,10 @@ def read_batches(images: Images, network: nn.Module) -> list[Any]:
             f"a {type(images).__name__} was given as images. Allowed: a tensor (N, channels, ...), or a list or "
             f"DataLoader of batches. Pass one of these."
         )
-    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-    batches = [_moved(batch, device) for batch in images]
-    if not batches or any(len(tensor) == 0 for batch in batches for tensor in tensors_in(batch) if tensor.dim() > 0):
+    held = chain(network.parameters(), network.buffers())
+    device = next((tensor.device for tensor in held), torch.device("cpu"))
+    batches = [_moved(batch if forward is not None else _without_labels(batch), device) for batch in images]
+    if not batches or any(_is_empty(batch) for batch in batches):
         raise ArgumentError(
             "no images were given, or a batch has none. At least one is needed, and 64 are enough. Pass a batch."
         )
@@ -49,10 +51,8 @@ def read_batches(images: Images, network: nn.Module) -> list[Any]:
 
 
 def networks_forward(network: nn.Module, batch: Any) -> Any:
-    """What `forward` is where it is not given: labels after the images are ignored, a dict is keyword arguments."""
-    if isinstance(batch, Mapping):
-        return network(**batch)
-    return network(batch[0] if isinstance(batch, (tuple, list)) else batch)
+    """What `forward` is where it is not given: a dict is keyword arguments."""
+    return network(**batch) if isinstance(batch, Mapping) else network(batch)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -80,11 +80,26 @@ def evaluating(*networks: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def _without_labels(batch: Any) -> Any:
+    return batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+
+
+def _is_empty(batch: Any) -> bool:
+    """By its first tensor, which is the images: of a detector's targets some may well hold no box."""
+    if isinstance(batch, (tuple, list, Mapping)) and not batch:
+        return True
+    first = next(tensors_in(batch), None)
+    return first is not None and first.dim() > 0 and len(first) == 0
+
+
 def _moved(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Tensor):
         return batch.to(device)
     if isinstance(batch, Mapping):
         return {key: _moved(value, device) for key, value in batch.items()}
     if isinstance(batch, (tuple, list)):
-        return [_moved(value, device) for value in batch]
+        moved = [_moved(value, device) for value in batch]
+        if isinstance(batch, list):
+            return moved
+        return type(batch)(*moved) if hasattr(batch, "_fields") else tuple(moved)
     return batch

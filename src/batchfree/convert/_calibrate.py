@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -81,7 +82,7 @@ def calibrate(
         if choice not in get_args(Choice):
             raise ArgumentError(unknown_name(f"choice of {name}", str(choice), get_args(Choice)))
     pairs = norm_pairs(original, converted)
-    batches = read_batches(images, original)
+    batches = read_batches(images, original, forward)
     run = forward or networks_forward
     with evaluating(original, converted), _all_or_nothing(pairs), ExitStack() as hooks:
         stop_at_norms(hooks, pairs)
@@ -92,7 +93,7 @@ def calibrate(
         agreement = Agreement()
         for each in runs:
             agreement.add(*each.outputs)
-    rows = tuple(_row(pair, fits.get(pair.name)) for pair in pairs)
+    rows = tuple(_row(pair, fits.get(pair.name), pairs) for pair in pairs)
     return CalibrationReport(rows, agreement.top1, agreement.relative_error)
 
 
@@ -140,22 +141,23 @@ def _observe(pair: NormPair, x: Tensor, y: Tensor) -> Observation:
             f"finite. Load the trained weights again."
         )
     target = MapMoments(old.size, scale * old.mean + shift, scale.square() * old.variance)
-    joint = scale * covariance(x, old.mean.to(x.device), y, new.mean.to(y.device)) if x.shape == y.shape else None
+    joint = scale * covariance(x, old.mean, y, new.mean) if x.shape == y.shape else None
     return Observation(target, new, joint)
 
 
 def _best_fit(pair: NormPair, seen: list[Observation], smallest_map: int, groups: Choice, eps: Choice) -> Fit:
-    norm, sign = pair.new, pair.sign
-    kept = fit_norm(seen, norm.num_groups, norm.eps, sign)
-    if kept.error is None or norm.weight is None:  # nothing to choose by
+    norm = pair.new
+    fit = partial(fit_norm, seen, sign=pair.sign, has_weight=norm.weight is not None, has_bias=norm.bias is not None)
+    kept = fit(norm.num_groups, norm.eps)
+    if kept.error is None:  # nothing to choose by
         return kept
     split = candidate_groups(norm.num_channels, smallest_map) if groups == "auto" else [norm.num_groups]
     fits = [
-        fit_norm(seen, count, value, sign)
+        fit(count, value)
         for count in split
         for value in (candidate_eps(seen, count, pair.eps) if eps == "auto" else [norm.eps])
     ]
-    return min(fits, key=lambda fit: fit.error or 0.0)
+    return min(fits, key=lambda each: each.error or 0.0)
 
 
 def _apply(norm: nn.GroupNorm, fit: Fit) -> None:
@@ -190,11 +192,18 @@ def _all_or_nothing(pairs: list[NormPair]) -> Iterator[None]:
         raise
 
 
-def _row(pair: NormPair, fit: Fit | None) -> CalibrationRow:
+def _row(pair: NormPair, fit: Fit | None, pairs: list[NormPair]) -> CalibrationRow:
     norm = pair.new
     if fit is None:
         return CalibrationRow(
             pair.name, norm.num_channels, norm.num_groups, norm.eps, None, 0, "not reached; left as it was"
         )
-    note = "" if norm.weight is not None else "no affine parameters to fit"
+    missing = [name for name in ("weight", "bias") if getattr(norm, name) is None]
+    note = f"it has no {' and no '.join(missing)} to fit" if missing else ""
+    own = {id(parameter) for parameter in norm.parameters(recurse=False)}
+    tied = [
+        each.name for each in pairs if each is not pair and own & {id(p) for p in each.new.parameters(recurse=False)}
+    ]
+    if tied:
+        note = f"it shares parameters with {', '.join(tied)}, and what was fitted last stands in all of them"
     return CalibrationRow(pair.name, norm.num_channels, norm.num_groups, norm.eps, fit.error, fit.dead_channels, note)

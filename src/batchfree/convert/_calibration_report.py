@@ -20,7 +20,7 @@ class CalibrationRow:
     num_groups: int
     eps: float
     #: Root of the mean squared difference from the old norm's output, over that output's deviation. 0 is equal, 1 is no
-    #: better than a constant. `None` where it is not known.
+    #: better than a constant. `None` where it is not known: not reached, or the networks saw maps of different shapes.
     fit_error: float | None
     dead_channels: int = 0  #: channels that are constant on the images, before or after conversion
     note: str = ""
@@ -58,7 +58,9 @@ class CalibrationReport:
             f"{row.name}: {text}"
             for row in self.rows
             for text in (
-                f"fits poorly (error {row.fit_error:.2f}); fewer groups fit better" if row.fits_poorly else "",
+                f"fits poorly (error {row.fit_error:.2f}); groups='auto' or recover() may mend it"
+                if row.fits_poorly
+                else "",
                 f"{row.dead_channels} of {row.channels} channels are constant on these images"
                 if row.dead_channels
                 else "",

@@ -80,7 +80,7 @@ def map_moments(x: Tensor) -> MapMoments:
 
 
 def covariance(x: Tensor, x_mean: Tensor, y: Tensor, y_mean: Tensor) -> Tensor:
-    """(N, C) covariance over space of two maps of one shape, whose means (N, C) are known."""
+    """(N, C) covariance over space of two maps of one shape, from their means; float64 on the CPU, as these are."""
     size = math.prod(x.shape[2:])
     if size == 1 or len(x) == 0:
         return torch.zeros_like(x_mean)
@@ -94,11 +94,19 @@ def covariance(x: Tensor, x_mean: Tensor, y: Tensor, y_mean: Tensor) -> Tensor:
     return torch.cat(parts).double().cpu()
 
 
-def fit_norm(observations: list[Observation], num_groups: int, eps: float, sign: Tensor) -> Fit:
+def fit_norm(
+    observations: list[Observation],
+    num_groups: int,
+    eps: float,
+    sign: Tensor,
+    *,
+    has_weight: bool = True,
+    has_bias: bool = True,
+) -> Fit:
     """weight = sign * std(t) / std(z) and bias = mean(t) - weight * mean(z), z being y normalised in its groups.
 
     Moments are matched instead of minimising the squared error, whose weights shrink with every norm's misfit until
-    the later norms have little left to work with.
+    the later norms have little left to work with. What the norm has not is 1 or 0, and the error is of that.
     """
     t_share = _shares([observation.target for observation in observations])
     y_share = _shares([observation.given for observation in observations])
@@ -110,7 +118,9 @@ def fit_norm(observations: list[Observation], num_groups: int, eps: float, sign:
     target_mean, target_variance = _over_samples(t_share, t_mean, t_variance)
     mean, variance = _over_samples(y_share, z_mean, z_variance)
     live = _varies(target_mean, target_variance) & _varies(mean, variance)
-    weight = torch.where(live, sign * (target_variance / variance).sqrt(), 0.0)
+    weight = torch.where(live, sign * (target_variance / variance).sqrt(), 0.0) if has_weight else torch.ones_like(sign)
+    offset = target_mean - weight * mean
+    missed = 0.0 if has_bias else offset.square()
 
     covariances = [observation.covariance for observation in observations]
     error = None
@@ -118,8 +128,10 @@ def fit_norm(observations: list[Observation], num_groups: int, eps: float, sign:
         within = torch.cat([part for part in covariances if part is not None]) * rstd
         between = (t_mean - target_mean) * (z_mean - mean)
         joint = (t_share * (within + between)).sum(0)
-        error = _relative_error(target_variance - 2 * weight * joint + weight.square() * variance, target_variance)
-    return Fit(num_groups, eps, weight, target_mean - weight * mean, error, int((~live).sum()))
+        residual = target_variance - 2 * weight * joint + weight.square() * variance + missed
+        error = _relative_error(residual, target_variance)
+    bias = offset if has_bias else torch.zeros_like(offset)
+    return Fit(num_groups, eps, weight, bias, error, int((~live).sum()))
 
 
 def candidate_groups(channels: int, smallest_map: int) -> list[int]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from batchfree.convert._batches import Forward, tensors_in
 from batchfree.convert._norm_pairs import NormPair
 from batchfree.convert._strand import Strand
-from batchfree.errors import ArgumentError, BatchfreeError, ConversionError
+from batchfree.errors import ArgumentError, ConversionError
 
 __all__ = ["PairedRun", "common_norm", "stop_at_norms"]
 
@@ -83,9 +83,7 @@ class PairedRun:
             return None
         try:
             return strand.advance()
-        except BatchfreeError:
-            raise
-        except Exception as error:
+        except Exception as error:  # whatever the networks' own code raises
             raise ArgumentError(
                 f"the {which} cannot run on a batch of {self._shapes}: {type(error).__name__}: {error}. Each batch "
                 f"must be what the network takes, or a tuple that begins with it. Pass other images, or say with "
@@ -112,9 +110,10 @@ def stop_at_norms(hooks: ExitStack, pairs: list[NormPair]) -> None:
     """Makes the networks wait before each norm while they run as a strand; `hooks` undoes it."""
     for pair in pairs:
 
-        def stop(_norm: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], name: str = pair.name) -> None:
+        def stop(_norm: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], pair: NormPair = pair) -> None:
             given, *residual = tensors_in([inputs, named])
-            Strand.stop(_Stop(name, given, bool(residual)))
+            if given.dim() > 1 and given.shape[1] == pair.new.num_channels:  # else the norm itself says what is wrong
+                Strand.stop(_Stop(pair.name, given, bool(residual)))
 
         for norm in (pair.old, pair.new):
             hooks.callback(norm.register_forward_pre_hook(stop, with_kwargs=True).remove)

@@ -69,7 +69,7 @@ def recover(
     """Trains `converted` for some steps to give the outputs of `original`; it never ends worse than it began.
 
     Adam with a cosine schedule minimises the divergence of the class probabilities, KL(original || converted), or the
-    squared error where the outputs are no class scores. Every fifth image is held out; the state is kept that is
+    squared error where the outputs are no class scores. One image of five is held out; the state is kept that is
     nearest on them and agrees there on as many classes as the given one, which is a candidate too. Where the distance
     on them rises, it goes back to that state and on with half the learning rate.
 
@@ -88,12 +88,13 @@ def recover(
 
     Raises:
         ArgumentError: there are fewer than two images, they hold NaN or infinity, an argument is not allowed, or the
-            outputs of the two networks cannot be compared. `converted` is then as it was.
+            outputs of the two networks cannot be compared.
         ConversionError: the networks do not fit together.
+        Whatever is raised, `converted` is then as it was.
     """
     _check_arguments(steps, parameters, learning_rate, batch_size)
     pairs = norm_pairs(original, converted)
-    pool = _Pool(read_batches(images, original), batch_size, seed, is_plain=forward is None)
+    pool = _Pool(read_batches(images, original, forward), batch_size, seed)
     norms = [parameter for pair in pairs for parameter in pair.new.parameters(recurse=False)]
     moved = list(dict.fromkeys(norms if parameters == "norm" else converted.parameters()))
     if not moved:
@@ -110,9 +111,7 @@ def recover(
 class _Pool:
     """The images to train on, in a seeded order, and those held out."""
 
-    def __init__(self, batches: list[Any], batch_size: int, seed: int, *, is_plain: bool) -> None:
-        if is_plain:
-            batches = [batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches]
+    def __init__(self, batches: list[Any], batch_size: int, seed: int) -> None:
         kinds = {(batch.shape[1:], batch.dtype) if isinstance(batch, Tensor) else None for batch in batches}
         self.units: Tensor | Sequence[Any] = batches
         self.unit_batch = 1
@@ -157,7 +156,7 @@ class _Distiller:
     ) -> RecoveryReport:
         loss_before, agreed_before = self._measure()
         loss_after, agreed_after, kept_step = loss_before, agreed_before, 0
-        kept = [parameter.detach().clone() for parameter in moved]
+        given = kept = [parameter.detach().clone() for parameter in moved]
         try:
             optimizer = torch.optim.Adam(moved, rate)
             caution = 1.0
@@ -175,6 +174,9 @@ class _Distiller:
                         _put_back(moved, kept)
                         optimizer = torch.optim.Adam(moved, rate)
                         caution /= 2
+        except BaseException:
+            kept = given
+            raise
         finally:
             _put_back(moved, kept)
         return RecoveryReport(

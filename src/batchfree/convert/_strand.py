@@ -18,7 +18,7 @@ class Strand(Generic[Stop]):
     """`work` in a thread of its own that runs only inside `advance`, so that never two of them run at once.
 
     Whatever `work` calls may call `Strand.stop(value)`: `advance` then returns that value, and the next `advance` goes
-    on from there. Gradients are off in the thread, which does not inherit the caller's mode.
+    on from there. Gradients are off in the thread; it inherits the caller's CUDA stream, and not autocast.
     """
 
     def __init__(self, work: Callable[[], object]) -> None:
@@ -28,6 +28,8 @@ class Strand(Generic[Stop]):
         self._stop: Stop | None = None
         self._error: BaseException | None = None
         self._is_cancelled = False
+        # A thread starts on the default stream, beside what the caller does with the maps on another.
+        self._stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
         self._thread: threading.Thread | None = None
         #: What `work` returned, once `is_done`.
         self.result: object = None
@@ -61,6 +63,8 @@ class Strand(Generic[Stop]):
         """Waits here for the next `advance`; returns at once outside of a strand."""
         strand: Strand[object] | None = getattr(_here, "strand", None)
         if strand is not None:
+            if strand._is_cancelled:  # a `finally` on the way out came to another stop
+                raise _Cancelled
             strand._stop = value
             strand._halted.release()
             strand._wait()
@@ -74,7 +78,7 @@ class Strand(Generic[Stop]):
         _here.strand = self
         try:
             self._wait()
-            with torch.no_grad():
+            with torch.no_grad(), torch.cuda.stream(self._stream):
                 self.result = self._work()
         except _Cancelled:
             pass

@@ -34,7 +34,7 @@ ARMS: dict[str, tuple[Any, Any, Any]] = {
     "ln": ("ln", False, "keep"),
     "gn+ws": ("gn", True, "auto"),
 }
-#: Fine-tuning: few images, two passes at batch 2, the better of these rates on validation images.
+#: Fine-tuning: few images, one pass at batch 2, the better of these rates on validation images.
 TUNING_IMAGES, TUNING_VALIDATION, TUNING_TEST, TUNING_PASSES = 400, 1000, 3000, 1
 LEARNING_RATES = (3e-4, 3e-3)
 NORM_BATCH = 2

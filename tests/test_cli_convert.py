@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from batchfree.cli import app
+from batchfree.cli._image_batch import evenly
 from batchfree.convert import convert
 from batchfree.errors import BatchfreeError
 
@@ -125,6 +127,22 @@ def test_the_printed_agreement_is_that_of_the_written_network(folder: Path) -> N
     assert found is not None
     assert float(found[1]) == pytest.approx(float(distance), abs=6e-4)
     assert list(folder.glob(".*")) == []  # no temporary file is left
+
+
+def test_a_file_with_a_modules_name_does_not_stand_for_that_module(folder: Path) -> None:
+    before = sys.modules["types"]
+    (folder / "types.py").write_text(NETWORK)
+    batchfree_command("inspect", f"{folder}/types.py:small")
+    assert sys.modules["types"] is before
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(10, 4), (127, 64), (3, 64), (64, 64)])
+def test_images_are_taken_evenly_and_never_more_than_wanted(count: int, wanted: int) -> None:
+    chosen = evenly(count, wanted)
+    assert len(chosen) == min(count, wanted)
+    steps = [b - a for a, b in zip(chosen, [*chosen[1:], count], strict=True)]
+    assert chosen[0] == 0
+    assert max(steps) - min(steps) <= 1
 
 
 def test_inspect_prints_the_plan(folder: Path) -> None:

@@ -23,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,  # a crash's last line is its reason, whole
-    help="Vision networks that do not depend on the batch: studies and their reports.",
+    help="Vision networks that do not depend on the batch: conversion of trained ones, studies and their reports.",
 )
 app.add_typer(study_app, name="study")
 app.command()(report)

@@ -29,7 +29,6 @@ CALIBRATION_IMAGES, RECOVERY_IMAGES = 64, 512
 
 def inspect(
     model: Model,
-    weights: Annotated[Path | None, typer.Option(help="A safetensors file, or a checkpoint of tensors.")] = None,
     input: Annotated[str | None, typer.Option(help="Channels and sides of one input, as 3x224x224.")] = None,
     to: Annotated[str, typer.Option(help="gn, ln or gn+ws.")] = "gn",
     classes: Classes = None,
@@ -37,15 +36,12 @@ def inspect(
     """Print what a conversion will do to each norm of a network, and why it will not do it to others."""
     import torch
 
-    from batchfree.cli._network import build_network, load_weights
+    from batchfree.cli._network import build_network
     from batchfree.convert import plan_conversion
 
     norm, ws = _target(to)
     example = None if input is None else torch.zeros(1, *_sizes(input))
-    network = build_network(model, classes)
-    if weights is not None:
-        load_weights(network, weights)
-    print(plan_conversion(network, example, norm=norm, ws=ws))
+    print(plan_conversion(build_network(model, classes), example, norm=norm, ws=ws))
 
 
 def convert(
@@ -61,7 +57,7 @@ def convert(
     classes: Classes = None,
 ) -> None:
     """Convert a trained network, calibrate it on some images, and write it with what is needed to build it again."""
-    from batchfree.cli._image_batch import read_image_batch, standard_of
+    from batchfree.cli._image_batch import evenly, read_image_batch, standard_of
     from batchfree.cli._network import build_network, load_weights
     from batchfree.convert import calibrate
     from batchfree.convert import convert as convert_network
@@ -70,8 +66,8 @@ def convert(
     norm, ws = _target(to)
     _check_numbers(recover, size)
     _check_output(out)
-    standard = standard_of(model, mean, std)
     network = build_network(model, classes)
+    standard = standard_of(model, mean, std)
     load_weights(network, weights)
     with _progress() as task:
         batch = read_image_batch(
@@ -81,7 +77,7 @@ def convert(
         report = calibrate(
             converted,
             network,
-            batch[:: max(1, len(batch) // CALIBRATION_IMAGES)],
+            batch[evenly(len(batch), CALIBRATION_IMAGES)],
             groups="auto" if norm == "gn" else "keep",
             on_progress=task("fit"),
         )

@@ -11,13 +11,16 @@ from batchfree.errors import ArgumentError, DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["read_image_batch", "standard_of"]
+__all__ = ["evenly", "read_image_batch", "standard_of"]
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def standard_of(model: str, mean: str | None, std: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation per channel: as given, or those of the published weights; ImageNet's where nothing says more.
+
+    Args:
+        model: as in the command, and known to exist: timm is asked for what it publishes.
 
     Raises:
         ArgumentError: they are not one or three numbers each, or a deviation is not positive.
@@ -33,6 +36,16 @@ def standard_of(model: str, mean: str | None, std: str | None) -> tuple[tuple[fl
             f"colour, and deviations are positive. Pass both."
         )
     return given[0], given[1]
+
+
+def evenly(count: int, wanted: int) -> list[int]:
+    """At most `wanted` indices, spread over `count` things.
+
+    >>> evenly(10, 4)
+    [0, 2, 5, 7]
+    """
+    chosen = min(count, wanted)
+    return [index * count // chosen for index in range(chosen)]
 
 
 def read_image_batch(
@@ -59,7 +72,7 @@ def read_image_batch(
         raise DataError(
             f"{folder} holds no image. Some are needed, ending in {', '.join(sorted(IMAGE_SUFFIXES))}. Pass another."
         )
-    chosen = [files[index * len(files) // min(count, len(files))] for index in range(min(count, len(files)))]
+    chosen = [files[index] for index in evenly(len(files), count)]
     pixels = []
     for done, path in enumerate(chosen):
         pixels.append(read_image(path, size))

@@ -62,6 +62,8 @@ def load_weights(network: nn.Module, path: Path) -> None:
         raise ArgumentError(f"the weights {path} are not there. A readable file is needed. Check the path.")
     state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
     own = network.state_dict()
+    if not own.keys() & state.keys():  # saved from a network that DistributedDataParallel wrapped
+        state = {key.removeprefix("module."): value for key, value in state.items()}
     wrong = [
         *(f"{key} is missing" for key in own.keys() - state.keys() if not key.endswith("num_batches_tracked")),
         *(f"{key} is unknown" for key in state.keys() - own.keys()),
@@ -112,11 +114,12 @@ def _from_file(path: Path, name: str) -> nn.Module:
 
     if not path.is_file():
         raise ArgumentError(f"{path} is not there. A Python file with a function {name!r} is needed. Check the path.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # Under a name of its own: a file timm.py or types.py must not stand for that module from here on.
+    spec = importlib.util.spec_from_file_location(f"batchfree_model_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses and pickling look there
+    sys.modules[spec.name] = module  # dataclasses look there
     sys.path.insert(0, str(path.parent.resolve()))
     try:
         spec.loader.exec_module(module)
@@ -176,7 +179,7 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
             f"{path} holds no state dict. One is needed: names and tensors, alone or under {', '.join(NESTS)}. Save "
             f"network.state_dict()."
         )
-    return {key.removeprefix("module."): value for key, value in loaded.items()}
+    return loaded
 
 
 def _nearest(model: str) -> str:

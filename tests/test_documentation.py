@@ -17,6 +17,7 @@ PAGES = [page for page in ALL_PAGES if page.name != "keras.md"]
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 #: A block that needs its own process, since a process has one Keras backend.
 BACKEND_BLOCK = re.compile(r"^```python KERAS_BACKEND=(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+TEST = re.compile(r"^def (test_\w+)", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 
 
@@ -46,6 +47,13 @@ def test_the_check_finds_blocks_and_sees_a_failing_one(tmp_path: Path) -> None:
     page.write_text("text\n\n```python\nraise SystemExit('seen')\n```\n")
     with pytest.raises(AssertionError, match="seen"):
         test_python_blocks_run_one_after_the_other(page, tmp_path)
+
+
+def test_every_test_that_a_page_names_is_there() -> None:
+    defined = {name for file in (ROOT / "tests").rglob("*.py") for name in TEST.findall(file.read_text("utf-8"))}
+    for page in ALL_PAGES:
+        named = set(re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8")))
+        assert named <= defined, f"{page.name} names {sorted(named - defined)}"
 
 
 @pytest.mark.parametrize(

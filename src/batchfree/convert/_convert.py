@@ -69,7 +69,7 @@ def convert(
         ConversionError: something cannot be converted; every reason is listed, by dotted name.
 
     A network that was *trained* with Batch Norm loses most of its accuracy here, since each group's statistics take
-    the place of the running ones, until its norms are calibrated.
+    the place of the running ones, until `calibrate` fits its norms.
 
     >>> network = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU())
     >>> [type(layer).__name__ for layer in convert(network, "gn", ws=True).children()]

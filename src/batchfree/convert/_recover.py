@@ -66,7 +66,7 @@ def recover(
     forward: Forward | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> RecoveryReport:
-    """Trains `converted` for some steps to give the outputs of `original`; it never ends worse than it began.
+    """Trains `converted` to give the outputs of `original`; on held-out images it never ends worse than it began.
 
     Adam with a cosine schedule minimises the divergence of the class probabilities, KL(original || converted), or the
     squared error where the outputs are no class scores. One image of five is held out; the state is kept that is
@@ -83,7 +83,8 @@ def recover(
         learning_rate: of Adam at the start; 2e-3 for "norm" and 1e-3 for "all" where `None`.
         batch_size: images per step.
         seed: of the order of images; the same seed gives the same result.
-        forward: as for `calibrate`; a detector needs one that returns tensors, such as its backbone's maps.
+        forward: as for `calibrate`; a detector needs one that returns tensors, such as its backbone's maps. A network
+            that gives (N, K) numbers and no class scores needs `lambda network, batch: [network(batch)]`.
         on_progress: called with how many steps are done, and how many there are.
 
     Raises:

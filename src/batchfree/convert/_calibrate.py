@@ -200,10 +200,8 @@ def _row(pair: NormPair, fit: Fit | None, pairs: list[NormPair]) -> CalibrationR
         )
     missing = [name for name in ("weight", "bias") if getattr(norm, name) is None]
     note = f"it has no {' and no '.join(missing)} to fit" if missing else ""
-    own = {id(parameter) for parameter in norm.parameters(recurse=False)}
-    tied = [
-        each.name for each in pairs if each is not pair and own & {id(p) for p in each.new.parameters(recurse=False)}
-    ]
+    own = set(norm.parameters(recurse=False))
+    tied = [each.name for each in pairs if each is not pair and own & set(each.new.parameters(recurse=False))]
     if tied:
         note = f"it shares parameters with {', '.join(tied)}, and what was fitted last stands in all of them"
     return CalibrationRow(pair.name, norm.num_channels, norm.num_groups, norm.eps, fit.error, fit.dead_channels, note)

@@ -17,11 +17,15 @@ from batchfree.convert._kinds import BatchNormFacts, read_batch_norm
 from batchfree.convert._layers import own_activation
 from batchfree.convert._plan_table import plan_table
 from batchfree.convert._refusals import reasons_against
-from batchfree.convert._standardize import read_dataflow, why_not_standardized
+from batchfree.convert._standardize import fan_in, read_dataflow, why_not_standardized
 from batchfree.errors import ArgumentError, ConversionError, GroupError, unknown_name
 
 __all__ = ["ConversionPlan", "PlanRow", "Ws", "make_plan", "plan_conversion"]
 
+_UNREACHED = (
+    "the data flow did not reach it, so what feeds it is not known. If only training uses it, call model.train() "
+    "first; else convert without ws."
+)
 #: False; True: function-preserving; "strict": for training from scratch.
 Ws: TypeAlias = "bool | Literal['strict']"
 
@@ -189,14 +193,11 @@ def _row(
         except GroupError as error:
             reasons.append(str(error))
     convolutions = tuple(sorted(seen.convolutions))
-    standardizes, stays_plain = _standardization(model, convolutions, flow) if ws and flow is not None else ((), ())
+    filters = _filters(model, convolutions, flow) if ws and flow is not None else _Filters()
     if ws == "strict":
-        reasons += [line for line in stays_plain if not line.endswith("It stays plain.")]
+        reasons += filters.unfit
         if flow is not None and reading is None:
-            reasons.append(
-                "the data flow did not reach it, so what feeds it is not known. If only training uses it, "
-                "call model.train() first; else convert without ws."
-            )
+            reasons.append(_UNREACHED)
     activation, not_fused = own_activation(facts)
     values = None
     if num_groups is not None and facts.channels is not None and seen.smallest_map is not None:
@@ -210,8 +211,8 @@ def _row(
         None if reasons else num_groups,
         why,
         convolutions,
-        standardizes,
-        stays_plain,
+        tuple(filters.standardized),
+        (*filters.plain, *filters.unfit),
         _keeps(facts),
         activation,
         not_fused or None,
@@ -219,19 +220,30 @@ def _row(
     )
 
 
-def _standardization(
-    model: nn.Module, convolutions: tuple[str, ...], flow: Dataflow
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Of the convolutions that a norm reads: those to standardise, and why others stay plain."""
-    standardizes, stays_plain = [], []
+@dataclass(frozen=True)
+class _Filters:
+    """The convolutions that a norm reads, by what Weight Standardization does to them."""
+
+    standardized: list[str] = field(default_factory=list)
+    #: Those that must stay as they are, in any form.
+    plain: list[str] = field(default_factory=list)
+    #: Those that it cannot be done to: they stay plain too, which the strict form refuses.
+    unfit: list[str] = field(default_factory=list)
+
+
+def _filters(model: nn.Module, convolutions: tuple[str, ...], flow: Dataflow) -> _Filters:
+    filters = _Filters()
     for name in convolutions:
+        conv = model.get_submodule(name)
         if name not in flow.normalised_convolutions:
-            stays_plain.append(f"{name}: it is called again where no norm reads it. It stays plain.")
-        elif (reason := why_not_standardized(model.get_submodule(name))) is not None:
-            stays_plain.append(f"{name}: {reason}")
+            filters.plain.append(f"{name}: it is called again where no norm reads it. It stays plain.")
+        elif fan_in(conv) < 2:
+            filters.plain.append(f"{name}: its fan-in is 1: each filter is its own mean. It stays plain.")
+        elif (reason := why_not_standardized(conv)) is not None:
+            filters.unfit.append(f"{name}: {reason}")
         else:
-            standardizes.append(name)
-    return tuple(standardizes), tuple(stays_plain)
+            filters.standardized.append(name)
+    return filters
 
 
 def _keeps(facts: BatchNormFacts) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from batchfree.convert._replace import replace_everywhere
 from batchfree.errors import ConversionError
 from batchfree.torch import WSConv1d, WSConv2d, WSConv3d
 
-__all__ = ["read_dataflow", "standardize_weights", "standardized", "why_not_standardized"]
+__all__ = ["fan_in", "read_dataflow", "standardize_weights", "standardized", "why_not_standardized"]
 
 _STANDARDIZED: dict[type[nn.Module], type[WSConv1d | WSConv2d | WSConv3d]] = {
     nn.Conv1d: WSConv1d,
@@ -41,7 +41,7 @@ def standardize_weights(model: nn.Module, example_inputs: object = None) -> nn.M
     replacements: dict[nn.Module, nn.Module] = {}
     reasons: dict[str, str] = {}
     for name, module in copied.named_modules():
-        if name in flow.normalised_convolutions and isinstance(module, _ConvNd) and _fan_in(module) > 1:
+        if name in flow.normalised_convolutions and isinstance(module, _ConvNd) and fan_in(module) > 1:
             reason = why_not_standardized(module)
             if reason is None:
                 replacements[module] = standardized(module, preserve=False)
@@ -70,7 +70,7 @@ def read_dataflow(model: nn.Module, example_inputs: object) -> Dataflow:
 
 
 def why_not_standardized(conv: nn.Module) -> str | None:
-    """Why a convolution cannot have standardised filters; `None` where it can."""
+    """Why a convolution with a fan-in of at least 2 cannot have standardised filters; `None` where it can."""
     if parametrize.is_parametrized(conv) or "weight" not in conv._parameters:
         return (
             "its weight is computed from other Parameters (parametrised). A plain Parameter is needed. "
@@ -81,8 +81,6 @@ def why_not_standardized(conv: nn.Module) -> str | None:
             f"a norm follows it, and it is a {type(conv).__module__}.{type(conv).__qualname__}, whose own forward "
             f"would be lost. Replace it with a plain convolution first, or convert without ws."
         )
-    if _fan_in(conv) < 2:
-        return "its fan-in is 1: each filter is its own mean. It stays plain."
     return None
 
 
@@ -92,6 +90,7 @@ def standardized(conv: nn.Module, *, preserve: bool) -> WSConv1d | WSConv2d | WS
     return layer
 
 
-def _fan_in(conv: nn.Module) -> int:
+def fan_in(conv: nn.Module) -> int:
+    """How many values each filter has; at least 2 where it is computed and not stored."""
     weight = conv._parameters.get("weight")
     return math.prod(weight.shape[1:]) if weight is not None else 2  # a parametrised one: another reason stands

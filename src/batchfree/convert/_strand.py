@@ -29,7 +29,7 @@ class Strand(Generic[Stop]):
         self._error: BaseException | None = None
         self._is_cancelled = False
         # A thread starts on the default stream, beside what the caller does with the maps on another.
-        self._stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
+        self._stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
         self._thread: threading.Thread | None = None
         #: What `work` returned, once `is_done`.
         self.result: object = None

@@ -588,6 +588,24 @@ def test_every_kind_of_network_comes_nearer_to_its_original(kind: str) -> None:
     assert (ours - wanted).norm() < (theirs - wanted).norm()
 
 
+def test_a_detector_is_calibrated_on_lists_of_images() -> None:
+    original: Any = small(
+        torchvision.models.detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=3)
+    )
+    scenes = list(images(2, 3, 64, 48, dtype=FLOAT))
+    converted, copied = convert(original, "ln"), convert(original, "ln")
+    report = calibrate(converted, original, [scenes], forward=lambda network, batch: network(batch))
+    assert all(row.fit_error is not None and not row.note for row in report.rows)
+    assert report.top1_agreement is None
+    with torch.no_grad():
+        batch = original.transform(scenes)[0].tensors
+        wanted, ours, theirs = (
+            torch.cat([maps.flatten() for maps in network.backbone(batch).values()])  # type: ignore[operator,union-attr]
+            for network in (original, converted, copied)
+        )
+    assert (ours - wanted).norm() < (theirs - wanted).norm()
+
+
 class Proposals(nn.Module):
     """A detector's shape: as many boxes as score well enough, a norm over them, and a list of dicts."""
 

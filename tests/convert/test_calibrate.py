@@ -600,7 +600,7 @@ def test_a_detector_is_calibrated_on_lists_of_images() -> None:
     with torch.no_grad():
         batch = original.transform(scenes)[0].tensors
         wanted, ours, theirs = (
-            torch.cat([maps.flatten() for maps in network.backbone(batch).values()])  # type: ignore[operator,union-attr]
+            torch.cat([maps.flatten() for maps in network.backbone(batch).values()])  # type: ignore[operator]
             for network in (original, converted, copied)
         )
     assert (ours - wanted).norm() < (theirs - wanted).norm()

@@ -54,7 +54,7 @@ def test_operators_keep_the_dispatchers_rules(case: str) -> None:
     arguments = (x, 3, weight, bias, 1e-5, activation, residual)
     _, moments = OPERATORS.group_norm(*arguments)
     upstream = tensor(*x.shape, seed=4, dtype=x.dtype)
-    wanted = [True, weight is not None, False, activation is not None]
+    wanted = [True, weight is not None, False, has_residual and activation is not None]
     check(OPERATORS.group_norm_backward, upstream, *arguments, moments, wanted)
 
 

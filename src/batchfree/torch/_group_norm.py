@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from batchfree.errors import ArgumentError, unknown_name
 from batchfree.groups import check_values_per_group, resolve_num_groups
-from batchfree.torch import _formula, _kernel
+from batchfree.torch import _formula, _kernel, _operators
 
 __all__ = ["Activation", "GroupNorm", "group_norm"]
 
@@ -61,6 +61,8 @@ def group_norm(
             check_values_per_group(num_groups, num_groups, input.shape[2:])
     if _kernel.is_plain_eager() and _kernel.serves(input) and (residual is None or _kernel.agrees(residual, input)):
         return _kernel.group_norm(input, num_groups, weight, bias, eps, activation, residual)
+    if _operators.is_wanted() and _operators.serves(input) and (residual is None or residual.dtype == input.dtype):
+        return _operators.group_norm(input, num_groups, weight, bias, eps, activation, residual)
     return _formula.group_norm(input, num_groups, weight, bias, eps, activation, residual)
 
 

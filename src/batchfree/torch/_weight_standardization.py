@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from batchfree.errors import ArgumentError, unknown_name
-from batchfree.torch import _formula, _kernel
+from batchfree.torch import _formula, _kernel, _operators
 
 __all__ = ["Variant", "WSConv1d", "WSConv2d", "WSConv3d", "fold", "standardize_weight"]
 
@@ -44,6 +44,8 @@ def standardize_weight(weight: Tensor, variant: Variant = "bit", eps: float | No
     _check_fan_in(math.prod(weight.shape[1:]), tuple(weight.shape))
     if _kernel.is_plain_eager() and _kernel.serves(weight):
         return _kernel.standardize_weight(weight, variant, eps)
+    if _operators.is_wanted() and _operators.serves(weight):
+        return _operators.standardize_weight(weight, variant, eps)
     return _formula.standardize_weight(weight, variant, eps)
 
 

@@ -17,6 +17,7 @@ from batchfree.torch import _formula
 
 __all__ = [
     "ELEMENTS",
+    "Plan",
     "agrees",
     "apply",
     "backward",
@@ -89,29 +90,37 @@ def reasons_against(tensor: Tensor) -> list[str]:
     return [reason for applies, reason in checks if applies]
 
 
-def group_norm(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
-    residual: Tensor | None,
-) -> Tensor:
-    """act(GN(x) [+ residual]) by the kernels. `serves(x)`, and the arguments are checked."""
-    x, is_channels_last = dense(x)
+class Plan:
+    """What follows from a call's shapes, types and settings alone: equal for all calls of one kind, so kept by callers."""
+
+    __slots__ = ("activation", "copies_to", "eps", "is_channels_last", "num_groups", "problem")
+
+    def __init__(self, x: Tensor, num_groups: int, activation: str | None, eps: float, threads: int) -> None:
+        """`x` gives shape, strides and dtype; its values play no part, and it may have none."""
+        arranged, self.is_channels_last = dense(x)
+        self.copies_to = None if arranged is x else _LAST[x.dim()] if self.is_channels_last else torch.contiguous_format
+        self.problem = _problem(x, num_groups, self.is_channels_last, activation, eps, threads)
+        self.num_groups = num_groups
+        self.activation = activation
+        self.eps = eps
+
+
+def group_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, plan: Plan) -> Tensor:
+    """act(GN(x) [+ residual]) by the kernels. `serves(x)`, and the arguments are checked and are those of `plan`."""
+    if plan.copies_to is not None:
+        x = x.contiguous(memory_format=plan.copies_to)
     weight, bias = _side_by_side(weight), _side_by_side(bias)
-    residual = None if residual is None else _like(residual, is_channels_last)
-    problem = _problem(x, num_groups, is_channels_last, activation, eps)
+    if residual is not None:
+        residual = _like(residual, plan.is_channels_last)
     if torch.is_grad_enabled() and (
         x.requires_grad
         or (weight is not None and weight.requires_grad)
         or (bias is not None and bias.requires_grad)
         or (residual is not None and residual.requires_grad)
     ):
-        output: Tensor = _GroupNorm.apply(x, weight, bias, residual, problem, num_groups, eps, activation)
+        output: Tensor = _GroupNorm.apply(x, weight, bias, residual, plan)
         return output
-    return _forward(problem, x, weight, bias, residual, 0)
+    return _forward(plan.problem, x, weight, bias, residual, 0)
 
 
 def forward(
@@ -129,7 +138,7 @@ def forward(
     if x.numel() == 0:
         return torch.empty_like(x), moments
     skip = None if residual is None else _like(residual, is_channels_last)
-    problem = _problem(x, num_groups, is_channels_last, activation, eps)
+    problem = _problem(x, num_groups, is_channels_last, activation, eps, torch.get_num_threads())
     weight, bias = _side_by_side(weight), _side_by_side(bias)
     return _forward(problem, x, weight, bias, skip, moments.data_ptr()), moments
 
@@ -154,12 +163,14 @@ def backward(
             for t, w in zip((x, weight, bias, x), wanted, strict=True)
         )
     skip = None if residual is None or activation is None else _like(residual, is_channels_last)
-    problem = _problem(x, num_groups, is_channels_last, activation, eps)
+    problem = _problem(x, num_groups, is_channels_last, activation, eps, torch.get_num_threads())
     weight, bias = _side_by_side(weight), _side_by_side(bias)
-    return _backward(problem, grad_output, x, weight, bias, skip, moments, wanted)
+    return _backward(problem, grad_output, x, weight, bias, skip, moments.data_ptr(), wanted)
 
 
-def _problem(x: Tensor, num_groups: int, is_channels_last: bool, activation: str | None, eps: float) -> Any:
+def _problem(
+    x: Tensor, num_groups: int, is_channels_last: bool, activation: str | None, eps: float, threads: int
+) -> Any:
     samples, channels = x.shape[:2]
     return _core.Problem(
         samples,
@@ -171,7 +182,7 @@ def _problem(x: Tensor, num_groups: int, is_channels_last: bool, activation: str
         _ACTIVATIONS[activation],
         False,
         eps,
-        torch.get_num_threads(),
+        threads,
     )
 
 
@@ -198,34 +209,24 @@ class _GroupNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        problem: Any,
-        num_groups: int,
-        eps: float,
-        activation: str | None,
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, plan: Plan
     ) -> Tensor:
-        moments = torch.empty(2 * x.shape[0] * num_groups, dtype=torch.float64)
-        output = _forward(problem, x, weight, bias, residual, moments.data_ptr())
+        moments = _core.Doubles(2 * x.shape[0] * plan.num_groups)
+        output = _forward(plan.problem, x, weight, bias, residual, moments.address)
         # Without an activation nothing depends on the residual.
-        ctx.save_for_backward(x, weight, bias, None if activation is None else residual, moments)
-        ctx.settings = problem, num_groups, eps, activation
+        ctx.save_for_backward(x, weight, bias, None if plan.activation is None else residual)
+        ctx.settings = plan, moments
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph=True: somebody differentiates the gradient
-            x, weight, bias, residual, _ = ctx.saved_tensors
-            _, num_groups, eps, activation = ctx.settings
-            wanted = ctx.needs_input_grad
-            arguments = x, num_groups, weight, bias, eps, activation, residual
-            return *differentiable_backward(grad_output, *arguments, wanted), *(None,) * 4
-        x, weight, bias, residual, moments = ctx.saved_tensors
+        x, weight, bias, residual = ctx.saved_tensors
+        plan, moments = ctx.settings
         wanted = ctx.needs_input_grad
-        return *_backward(ctx.settings[0], grad_output, x, weight, bias, residual, moments, wanted), *(None,) * 4
+        if torch.is_grad_enabled():  # create_graph=True: somebody differentiates the gradient
+            arguments = x, plan.num_groups, weight, bias, plan.eps, plan.activation, residual
+            return *differentiable_backward(grad_output, *arguments, wanted), None
+        return *_backward(plan.problem, grad_output, x, weight, bias, residual, moments.address, wanted), None
 
 
 def _backward(
@@ -235,7 +236,7 @@ def _backward(
     weight: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,  # None without an activation: then its gradient is `grad_output`
-    moments: Tensor,
+    moments: int,
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     wants_input, wants_weight, wants_bias, wants_residual, *_ = wanted
@@ -254,7 +255,7 @@ def _backward(
         bias_address,
         element,
         0 if residual is None else residual.data_ptr(),
-        moments.data_ptr(),
+        moments,
         0 if grad_input is None else grad_input.data_ptr(),
         0 if grad_residual is None else grad_residual.data_ptr(),
         0 if grad_weight is None else grad_weight.data_ptr(),
@@ -262,16 +263,23 @@ def _backward(
     )
     return (
         grad_input if wants_input else None,
-        None if grad_weight is None or weight is None else grad_weight.to(weight.dtype),
-        None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
+        _rounded(grad_weight, weight),
+        _rounded(grad_bias, bias),
         (grad_residual if through else upstream) if wants_residual else None,
     )
 
 
 def _room_for_gradient(parameter: Tensor) -> Tensor:
     """The core adds in float64 and rounds to float32 at least; 16-bit parameters round once more."""
-    wide = parameter.dtype if parameter.dtype is torch.float64 else torch.float32
-    return torch.empty_like(parameter, dtype=wide, memory_format=torch.contiguous_format)
+    if parameter.dtype in (torch.float32, torch.float64):
+        return torch.empty_like(parameter)
+    return torch.empty_like(parameter, dtype=torch.float32)
+
+
+def _rounded(gradient: Tensor | None, parameter: Tensor | None) -> Tensor | None:
+    if gradient is None or parameter is None or gradient.dtype is parameter.dtype:
+        return gradient
+    return gradient.to(parameter.dtype)
 
 
 def differentiable_backward(
@@ -302,7 +310,7 @@ def differentiable_backward(
 def moments(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
     """Mean and biased variance (N, G) in float64. `serves(x)`."""
     x, is_channels_last = dense(x)
-    problem = _problem(x, num_groups, is_channels_last, None, 1.0)  # eps plays no part
+    problem = _problem(x, num_groups, is_channels_last, None, 1.0, torch.get_num_threads())  # eps plays no part
     found = torch.empty(2, x.shape[0], num_groups, dtype=torch.float64)
     _core.moments(problem, x.data_ptr(), 0, 0, 0, 0, 0, found.data_ptr())
     return found[0], found[1]
@@ -321,7 +329,7 @@ def apply(
     """act((x - mean) * rstd * weight + bias [+ residual]) by the kernels, without gradients. `serves(x)`."""
     x, is_channels_last = dense(x)
     weight, bias = _side_by_side(weight), _side_by_side(bias)
-    problem = _problem(x, mean.shape[1], is_channels_last, activation, eps)
+    problem = _problem(x, mean.shape[1], is_channels_last, activation, eps, torch.get_num_threads())
     statistics = torch.stack([mean.double(), variance.double()])
     output = torch.empty_like(x)
     weight_address, bias_address, element = _parameters(weight, bias)
@@ -352,18 +360,18 @@ def standardize_weight(weight: Tensor, variant: str, eps: float) -> Tensor:
 class _StandardizeWeight(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, problem: Any, variant: str, eps: float) -> Tensor:
-        moments = torch.empty(2 * weight.shape[0], dtype=torch.float64)
-        ctx.save_for_backward(weight, moments)
-        ctx.settings = problem, variant, eps
-        return _forward(problem, weight, None, None, None, moments.data_ptr())
+        moments = _core.Doubles(2 * weight.shape[0])
+        ctx.save_for_backward(weight)
+        ctx.settings = problem, variant, eps, moments
+        return _forward(problem, weight, None, None, None, moments.address)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, None, None, None]:
-        weight, moments = ctx.saved_tensors
-        problem, variant, eps = ctx.settings
+        (weight,) = ctx.saved_tensors
+        problem, variant, eps, moments = ctx.settings
         if torch.is_grad_enabled():
             return differentiable_standardize_backward(grad_output, weight, variant, eps), None, None, None
-        return _standardize_backward(problem, grad_output, weight, moments), None, None, None
+        return _standardize_backward(problem, grad_output, weight, moments.address), None, None, None
 
 
 def standardize_forward(weight: Tensor, variant: str, eps: float) -> tuple[Tensor, Tensor]:
@@ -380,15 +388,15 @@ def standardize_backward(grad_output: Tensor, weight: Tensor, moments: Tensor, v
     weight = dense_filters(weight)
     if weight.numel() == 0:
         return torch.empty_like(weight)
-    return _standardize_backward(_filters(weight, variant, eps), grad_output, weight, moments)
+    return _standardize_backward(_filters(weight, variant, eps), grad_output, weight, moments.data_ptr())
 
 
-def _standardize_backward(problem: Any, grad_output: Tensor, weight: Tensor, moments: Tensor) -> Tensor:
+def _standardize_backward(problem: Any, grad_output: Tensor, weight: Tensor, moments: int) -> Tensor:
     if grad_output.stride() != weight.stride():
         grad_output = torch.empty_like(weight).copy_(grad_output)
     grad = torch.empty_like(weight)
     address = weight.data_ptr()
-    _core.backward(problem, grad_output.data_ptr(), address, 0, 0, 0, 0, moments.data_ptr(), grad.data_ptr(), 0, 0, 0)
+    _core.backward(problem, grad_output.data_ptr(), address, 0, 0, 0, 0, moments, grad.data_ptr(), 0, 0, 0)
     return grad
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -59,7 +60,13 @@ def group_norm(
         check_arguments(input, num_groups, weight, bias, eps, activation, residual)
         if input.shape[1] == num_groups:  # else every group has several channels
             check_values_per_group(num_groups, num_groups, input.shape[2:])
-    if _kernel.is_plain_eager() and _kernel.serves(input) and (residual is None or _kernel.agrees(residual, input)):
+    if (
+        _kernel.is_plain_eager()
+        and _kernel.serves(input)
+        and (weight is None or type(weight) in _kernel.PLAIN)
+        and (bias is None or type(bias) in _kernel.PLAIN)
+        and (residual is None or _kernel.agrees(residual, input))
+    ):
         return _kernel.group_norm(input, num_groups, weight, bias, eps, activation, residual)
     if _operators.is_wanted() and _operators.serves(input) and (residual is None or residual.dtype == input.dtype):
         return _operators.group_norm(input, num_groups, weight, bias, eps, activation, residual)
@@ -158,6 +165,8 @@ def check_arguments(
         or (residual is not None and (residual.shape != shape or residual.device != input.device))
     ):
         _check_input(input, eps, residual)
+    if is_cpu and not input.is_contiguous():
+        check_size(input)
     if num_groups < 1 or shape[1] % num_groups:
         resolve_num_groups(shape[1], num_groups)
     for parameter in (weight, bias):
@@ -167,6 +176,20 @@ def check_arguments(
             _check_parameters(input, weight, bias)
     if activation is not None and activation not in _ACTIVATIONS:
         _check_activation(activation)
+
+
+# All that 57-bit addresses, the longest of any processor, leave to a process; sizes and offsets then fit 64 bits.
+_MOST_BYTES = 2**56
+
+
+def check_size(tensor: Tensor) -> None:
+    """Refuses a tensor, expanded from a smaller one, that no memory could hold side by side."""
+    # Not numel(), which itself raises from 2**63 on.
+    if not torch.compiler.is_compiling() and math.prod(tensor.shape) * tensor.element_size() > _MOST_BYTES:
+        raise ArgumentError(
+            f"a tensor of shape {tuple(tensor.shape)} was given, {math.prod(tensor.shape)} elements that are views of "
+            f"fewer. Side by side they may take {_MOST_BYTES} bytes at most. Expand it to a smaller shape."
+        )
 
 
 def _check_input(input: Tensor, eps: float, residual: Tensor | None) -> None:

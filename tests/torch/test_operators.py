@@ -94,8 +94,8 @@ def test_a_compiled_network_is_one_graph_for_all_sizes_and_has_eagers_bits(forma
         for got, expected in zip(*found, strict=True):
             assert torch.equal(got, expected)
             assert got.stride() == expected.stride()
-    assert counter.frame_count == 1
-    targets = [str(node.target) for node in counter.graphs[0].graph.nodes if node.op == "call_function"]
+    # Of torch's own GroupNorm too, the compiler counts a second graph, without a node.
+    (targets,) = filter(None, ([str(n.target) for n in g.graph.nodes if n.op == "call_function"] for g in counter.graphs))
     assert {"batchfree.group_norm", "batchfree.standardize_weight"} <= set(targets)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -60,8 +61,8 @@ def group_norm(
         _kernel.is_plain_eager()
         and _kernel.serves(input)
         and (residual is None or (_kernel.agrees(residual, input) and residual.shape == input.shape))
-        and (weight is None or weight.is_cpu)
-        and (bias is None or bias.is_cpu)
+        and (weight is None or (type(weight) in _kernel.PLAIN and weight.is_cpu))
+        and (bias is None or (type(bias) in _kernel.PLAIN and bias.is_cpu))
     ):
         plan = _plan(
             input.shape,
@@ -104,10 +105,10 @@ def _plan(
     def without_values(parameter: _Parameter) -> Tensor | None:
         return None if parameter is None else torch.empty(parameter[0], dtype=parameter[1], device="meta")
 
-    input = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
-    check_arguments(input, num_groups, without_values(weight), without_values(bias), eps, activation)
-    _check_values(input, num_groups)
-    return _kernel.Plan(input, num_groups, activation, eps, threads)
+    like_input = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+    check_arguments(like_input, num_groups, without_values(weight), without_values(bias), eps, activation)
+    _check_values(like_input, num_groups)
+    return _kernel.Plan(like_input, num_groups, activation, eps, threads)
 
 
 # One node of the graph that torch.fx traces, as torch's own layer is.
@@ -194,6 +195,8 @@ def check_arguments(
 ) -> None:
     """Refuses what the operators cannot work on, before any work."""
     _check_input(input, eps, residual)
+    if (input.is_cpu or input.is_meta) and not input.is_contiguous():
+        check_size(input)
     if num_groups < 1 or input.shape[1] % num_groups:
         resolve_num_groups(input.shape[1], num_groups)
     _check_parameters(input, weight, bias)
@@ -203,6 +206,20 @@ def check_arguments(
 def _check_values(input: Tensor, num_groups: int) -> None:
     if input.shape[1] == num_groups:  # else every group has several channels
         check_values_per_group(num_groups, num_groups, input.shape[2:])
+
+
+# All that 57-bit addresses, the longest of any processor, leave to a process; sizes and offsets then fit 64 bits.
+_MOST_BYTES = 2**56
+
+
+def check_size(tensor: Tensor) -> None:
+    """Refuses a tensor, expanded from a smaller one, that no memory could hold side by side."""
+    # Not numel(), which itself raises from 2**63 on.
+    if not torch.compiler.is_compiling() and math.prod(tensor.shape) * tensor.element_size() > _MOST_BYTES:
+        raise ArgumentError(
+            f"a tensor of shape {tuple(tensor.shape)} was given, {math.prod(tensor.shape)} elements that are views of "
+            f"fewer. Side by side they may take {_MOST_BYTES} bytes at most. Expand it to a smaller shape."
+        )
 
 
 def _check_input(input: Tensor, eps: float, residual: Tensor | None) -> None:

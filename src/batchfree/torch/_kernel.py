@@ -17,6 +17,7 @@ from batchfree.torch import _formula
 
 __all__ = [
     "ELEMENTS",
+    "PLAIN",
     "Plan",
     "agrees",
     "apply",
@@ -39,6 +40,8 @@ __all__ = [
 # The numbers are those of the enumerations in cpp/element_types.hpp.
 ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _ACTIVATIONS = {None: 0, "relu": 1, "silu": 2, "gelu": 3, "gelu_tanh": 4}
+#: Subclasses may keep their values elsewhere, or want to see the operators.
+PLAIN = (Tensor, nn.Parameter)
 _FUNCTORCH: Any = torch._C._functorch
 
 
@@ -57,7 +60,7 @@ def is_plain_eager() -> bool:
 def serves(tensor: Tensor) -> bool:
     """Whether the kernels can read `tensor`; its dtype and memory format are then handled."""
     return (
-        (type(tensor) is Tensor or type(tensor) is nn.Parameter)
+        type(tensor) in PLAIN
         and tensor.is_cpu
         and tensor.dtype in ELEMENTS
         and tensor.layout is torch.strided
@@ -80,7 +83,7 @@ def reasons_against(tensor: Tensor) -> list[str]:
         (torch._C._len_torch_dispatch_stack() > 0, "a TorchDispatchMode is active"),
         (torch._C._len_torch_function_stack() > 0, "a TorchFunctionMode is active"),
         (forward_ad._current_level >= 0, "forward-mode AD is active"),
-        (type(tensor) not in (Tensor, nn.Parameter), f"the tensor is a {type(tensor).__name__}, a subclass"),
+        (type(tensor) not in PLAIN, f"the tensor is a {type(tensor).__name__}, a subclass"),
         (not tensor.is_cpu, f"the tensor is on {tensor.device}; the kernels are for the CPU"),
         (tensor.dtype not in ELEMENTS, f"the dtype is {tensor.dtype}"),
         (tensor.layout is not torch.strided, f"the layout is {tensor.layout}"),
@@ -91,7 +94,7 @@ def reasons_against(tensor: Tensor) -> list[str]:
 
 
 class Plan:
-    """What follows from a call's shapes, types and settings alone: equal for all calls of one kind, so kept by callers."""
+    """What follows from a call's shapes, types and settings alone: the same for all calls of one kind."""
 
     __slots__ = ("activation", "copies_to", "eps", "is_channels_last", "num_groups", "problem")
 

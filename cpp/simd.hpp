@@ -60,15 +60,46 @@ inline Vec<A> broadcast(A value) {
 
 // ---- one vector of elements, widened to Compute<T> ----
 
-inline Vec<float> widen(U16Half bits, BFloat16) {
-  return bit_cast<Vec<float>>(__builtin_convertvector(bits, U32) << 16);
+// bfloat16 is the high half of a float32. Spelled out, because GCC 12 makes three to six instructions of
+// __builtin_convertvector, and narrows by one that stores slowly.
+inline U32 as_high_halves(U16Half halves) {
+#if defined(__AVX512F__)
+  alignas(64) static constexpr std::uint16_t kWords[32] = {0, 0, 0, 1, 0, 2,  0, 3,  0, 4,  0, 5,  0, 6,  0, 7,
+                                                           0, 8, 0, 9, 0, 10, 0, 11, 0, 12, 0, 13, 0, 14, 0, 15};
+  const __m512i source = _mm512_castsi256_si512(bit_cast<__m256i>(halves));
+  return bit_cast<U32>(_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, _mm512_load_si512(kWords), source));
+#elif defined(__AVX2__)
+  return bit_cast<U32>(_mm256_cvtepu16_epi32(bit_cast<__m128i>(halves))) << 16;
+#else
+  return __builtin_convertvector(halves, U32) << 16;
+#endif
 }
+inline U16Half high_halves(U32 bits) {
+#if defined(__AVX512F__)
+  alignas(64) static constexpr std::uint16_t kOdd[32] = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+  const __m512i gathered = _mm512_permutexvar_epi16(_mm512_load_si512(kOdd), bit_cast<__m512i>(bits));
+  return bit_cast<U16Half>(_mm512_castsi512_si256(gathered));
+#elif defined(__AVX2__)
+  const __m256i shifted = bit_cast<__m256i>(bits >> 16);
+  return bit_cast<U16Half>(_mm_packus_epi32(_mm256_castsi256_si128(shifted), _mm256_extracti128_si256(shifted, 1)));
+#else
+  return __builtin_convertvector(bits >> 16, U16Half);
+#endif
+}
+
+inline Vec<float> widen(U16Half bits, BFloat16) { return bit_cast<Vec<float>>(as_high_halves(bits)); }
 
 inline U16Half narrow(Vec<float> value, BFloat16) {
   const U32 bits = bit_cast<U32>(value);
-  const U32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
-  const U32 quiet_nan = U32{} + 0x7fc0u;
-  return __builtin_convertvector(value != value ? quiet_nan : rounded, U16Half);
+#if defined(__AVX512F__)
+  const __mmask16 is_odd = _mm512_test_epi32_mask(bit_cast<__m512i>(bits), _mm512_set1_epi32(0x10000));
+  const __m512i most = bit_cast<__m512i>(bits + 0x7fffu);
+  const U32 rounded = bit_cast<U32>(_mm512_mask_add_epi32(most, is_odd, most, _mm512_set1_epi32(1)));
+#else
+  const U32 rounded = bits + 0x7fffu + ((bits >> 16) & 1u);  // to nearest, ties to even
+#endif
+  const U32 quiet_nan = U32{} + 0x7fc00000u;
+  return high_halves(value != value ? quiet_nan : rounded);
 }
 
 #if defined(__AVX512F__)
@@ -138,6 +169,21 @@ inline void store(T* to, Vec<Compute<T>> vector) {
     const U16Half bits = narrow(vector, T{});
     std::memcpy(to, &bits, sizeof(bits));
   }
+}
+
+// Zero where value < 0, and a NaN where it is one: the order of the operands decides that.
+template <class A>
+inline Vec<A> without_negatives(Vec<A> value) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<A, float>) {
+    return bit_cast<Vec<A>>(_mm512_max_ps(_mm512_setzero_ps(), bit_cast<__m512>(value)));
+  }
+#elif defined(__AVX2__)
+  if constexpr (std::is_same_v<A, float>) {
+    return bit_cast<Vec<A>>(_mm256_max_ps(_mm256_setzero_ps(), bit_cast<__m256>(value)));
+  }
+#endif
+  return value < A(0) ? Vec<A>{} : value;
 }
 
 // ---- the first `count` lanes only (0 < count < lanes); the other lanes read as zero ----

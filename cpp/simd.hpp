@@ -196,6 +196,45 @@ inline __m256i first_words(std::int64_t words) {
 }
 #endif
 
+#if !defined(__AVX512F__)
+#if defined(__AVX2__)
+typedef std::uint64_t Words __attribute__((vector_size(16)));
+inline U16Half from_words(std::uint64_t first, std::uint64_t second) { return bit_cast<U16Half>(Words{first, second}); }
+inline std::uint64_t first_word(U16Half vector) { return bit_cast<Words>(vector)[0]; }
+inline std::uint64_t second_word(U16Half vector) { return bit_cast<Words>(vector)[1]; }
+#else
+inline U16Half from_words(std::uint64_t first, std::uint64_t) { return bit_cast<U16Half>(first); }
+inline std::uint64_t first_word(U16Half vector) { return bit_cast<std::uint64_t>(vector); }
+inline std::uint64_t second_word(U16Half) { return 0; }
+#endif
+
+// Up to seven 16-bit elements, by registers: a vector read back from memory just written in pieces waits for them all.
+template <class T>
+inline U16Half load_few(const T* from, std::int64_t count) {
+  const auto read = [&](auto bits) {
+    std::memcpy(&bits, from, sizeof(bits));
+    from += sizeof(bits) / sizeof(T);
+    return static_cast<std::uint64_t>(bits);
+  };
+  const std::uint64_t four = count & 4 ? read(std::uint64_t{}) : 0;
+  std::uint64_t rest = count & 2 ? read(std::uint32_t{}) : 0;
+  if (count & 1) rest |= read(std::uint16_t{}) << (count & 2) * 16;
+  return from_words(count & 4 ? four : rest, count & 4 ? rest : 0);
+}
+template <class T>
+inline void store_few(T* to, U16Half vector, std::int64_t count) {
+  const auto write = [&](auto bits, std::uint64_t from) {
+    bits = static_cast<decltype(bits)>(from);
+    std::memcpy(to, &bits, sizeof(bits));
+    to += sizeof(bits) / sizeof(T);
+  };
+  const std::uint64_t first = first_word(vector), last = count & 4 ? second_word(vector) : first;
+  if (count & 4) write(std::uint64_t{}, first);
+  if (count & 2) write(std::uint32_t{}, last);
+  if (count & 1) write(std::uint16_t{}, last >> (count & 2) * 16);
+}
+#endif
+
 template <class T>
 inline Vec<Compute<T>> load_first(const T* from, std::int64_t count) {
 #if defined(__AVX512F__)
@@ -215,6 +254,7 @@ inline Vec<Compute<T>> load_first(const T* from, std::int64_t count) {
     return bit_cast<Vec<double>>(_mm256_maskload_pd(from, first_words(2 * count)));
   }
 #endif
+  if constexpr (sizeof(T) == 2) return widen(load_few(from, count), T{});
   T buffer[kLanes<Compute<T>>] = {};
   for (std::int64_t i = 0; i < count; ++i) buffer[i] = from[i];
   return load(buffer);
@@ -240,6 +280,7 @@ inline void store_first(T* to, Vec<Compute<T>> vector, std::int64_t count) {
     return _mm256_maskstore_pd(to, first_words(2 * count), bit_cast<__m256d>(vector));
   }
 #endif
+  if constexpr (sizeof(T) == 2) return store_few(to, narrow(vector, T{}), count);
   T buffer[kLanes<Compute<T>>];
   store(buffer, vector);
   for (std::int64_t i = 0; i < count; ++i) to[i] = buffer[i];

@@ -26,7 +26,7 @@ LAYERS = [3, 4, 6, 3]
 GROUPS = 32
 
 
-class FusedBottleneck(Bottleneck):
+class FusedBottleneck(Bottleneck):  # type: ignore[misc]  # torchvision is untyped
     """Torchvision's block with each activation, and the sum with the shortcut, inside the norm before it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

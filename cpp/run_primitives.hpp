@@ -144,9 +144,10 @@ struct Run {
     if (i + 3 * lanes <= count) whole(c, i + 2 * lanes);
     if (const std::int64_t rest = count % lanes) {
       i = count - rest;
-      // The missing lanes of dy are zero, and so is their dz; x - mean must be finite there.
-      add(d, keep_first<A>(load_first(x + i, rest) - mean, rest), has_residual ? load_first(residual + i, rest) : V{},
-          load_first(dy + i, rest));
+      // The missing lanes of dy are zero, and so is their dz, as long as the activation's derivative is finite there.
+      V centred = load_first(x + i, rest) - mean;
+      if constexpr (act != Activation::none && act != Activation::relu) centred = keep_first<A>(centred, rest);
+      add(d, centred, has_residual ? load_first(residual + i, rest) : V{}, load_first(dy + i, rest));
     }
     return {(a.dz + b.dz) + (c.dz + d.dz), (a.dz_centred + b.dz_centred) + (c.dz_centred + d.dz_centred)};
   }

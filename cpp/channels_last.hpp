@@ -83,8 +83,8 @@ class ChannelsLast {
 };
 
 template <class T>
-void ChannelsLast<T>::fill(Constants& constants, std::int64_t sample, const PerChannel<A>& weight, const PerChannel<A>& bias,
-                           const Statistics& statistics, const GroupLine* lines) const {
+void ChannelsLast<T>::fill(Constants& constants, std::int64_t sample, const PerChannel<A>& weight,
+                           const PerChannel<A>& bias, const Statistics& statistics, const GroupLine* lines) const {
   if (constants.sample == sample && constants.lines == lines) return;
   constants.sample = sample;
   constants.lines = lines;

@@ -16,7 +16,8 @@ from batchfree.torch import kernel_info
 from benchmarks.cases import Case, all_cases
 from benchmarks.contenders import MEASURES, contenders, copy_of
 from benchmarks.gate import failures
-from benchmarks.summary import table
+from benchmarks.kernels import kernels
+from benchmarks.summary import scaling, table
 from benchmarks.timing import interleaved
 
 
@@ -45,15 +46,19 @@ def main() -> int:
             print(".", end="", flush=True, file=sys.stderr)
     print(file=sys.stderr)
     given.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    print(", ".join(f"{name} {value}" for name, value in setting.items()), "", table(rows), sep="\n")
+    print(", ".join(f"{name} {value}" for name, value in setting.items()), "", table(rows), "", scaling(rows), sep="\n")
     return 0
 
 
 def _rows(case: Case, threads: int, seconds: float) -> list[dict[str, Any]]:
+    measures = {
+        measure: {name: contender.measured(measure) for name, contender in contenders(case).items()}
+        for measure in MEASURES
+    }
+    if case.groups:
+        measures |= kernels(case)
     rows = []
-    both = contenders(case)
-    for measure in MEASURES:
-        functions = {name: contender.measured(measure) for name, contender in both.items()}
+    for measure, functions in measures.items():
         times = interleaved({**functions, "copy": copy_of(case)}, seconds)
         rows.append(
             {

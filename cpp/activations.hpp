@@ -91,7 +91,7 @@ struct Act<Activation::none> {
 template <>
 struct Act<Activation::relu> {
   template <class A>
-  static Vec<A> value(Vec<A> z) { return z < A(0) ? Vec<A>{} : z; }
+  static Vec<A> value(Vec<A> z) { return without_negatives<A>(z); }
   template <class A>
   static Vec<A> gradient(Vec<A> z, Vec<A> dy) { return z <= A(0) ? Vec<A>{} : dy; }
 };

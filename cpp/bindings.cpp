@@ -36,6 +36,14 @@ T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
+// Room for a call's statistics between forward and backward: a tensor would take longer to make than they do.
+struct Doubles {
+  explicit Doubles(std::size_t count) : values(count) {}
+  Address address() { return reinterpret_cast<Address>(values.data()); }
+
+  std::vector<double> values;
+};
+
 // A problem and the kernels that will solve it.
 struct Call {
   Problem problem;
@@ -119,6 +127,9 @@ NB_MODULE(_core, m) {
       .def("__init__", &construct, nb::arg("samples"), nb::arg("channels"), nb::arg("spatial"), nb::arg("groups"),
            nb::arg("channels_last"), nb::arg("element"), nb::arg("activation"), nb::arg("unbiased"), nb::arg("eps"),
            nb::arg("threads"), nb::arg("instruction_set") = "");
+  nb::class_<Doubles>(m, "Doubles", "Room for some float64 values, for as long as it lives.")
+      .def(nb::init<std::size_t>(), nb::arg("count"))
+      .def_prop_ro("address", &Doubles::address);
   const char* const steps =
       "Addresses of dense arrays, 0 for null. moments: (2, samples, groups) doubles, means first.";
   m.def("forward", &run_forward<forward>, steps);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "parameters.hpp"
@@ -58,8 +59,13 @@ class ChannelsFirst {
   }
 
   void run(const Forward& f, bool measures, bool writes) const;
-  AffineRuns<T> affine(Constants& constants, std::int64_t item, std::int64_t channel, const double* weight,
-                       const double* bias, double mean, double rstd) const;
+  AffineRuns<T> affine(Constants& constants, std::int64_t item, std::int64_t channel, const PerChannel<A>& weight,
+                       const PerChannel<A>& bias, const Statistics& statistics) const;
+  double total(const A* of_piece) const {
+    double sum = of_piece[0];
+    for (std::int64_t piece = 1; piece < pieces_; ++piece) sum += of_piece[piece];
+    return sum;
+  }
 
   const Problem& p_;
   const RunPrimitives<T>& run_;
@@ -75,9 +81,10 @@ class ChannelsFirst {
 
 template <class T>
 AffineRuns<T> ChannelsFirst<T>::affine(Constants& constants, std::int64_t item, std::int64_t channel,
-                                       const double* weight, const double* bias, double mean,
-                                       double rstd) const {
+                                       const PerChannel<A>& weight, const PerChannel<A>& bias,
+                                       const Statistics& statistics) const {
   if (constants.item != item) {
+    const double mean = statistics.mean[item], rstd = scale_of(p_, statistics.variance[item]).rstd;
     constants.item = item;
     constants.mean = static_cast<A>(mean);
     const double mean_rest = mean - constants.mean;  // what rounding lost
@@ -99,7 +106,7 @@ void ChannelsFirst<T>::run(const Forward& f, bool measures, bool writes) const {
   const std::int64_t chunks = measures ? (values_ + kMomentsChunk - 1) / kMomentsChunk : 0;
   std::vector<Moments> found(static_cast<std::size_t>(items_ * chunks));
   std::vector<Constants> constants(static_cast<std::size_t>(threads_), Constants(width_));
-  const std::vector<double> weight = parameters(f.weight, p_.channels, 1), bias = parameters(f.bias, p_.channels, 0);
+  const PerChannel<A> weight(f.weight, p_.channels, 1), bias(f.bias, p_.channels, 0);
 
   two_phases(
       items_, chunks, writes ? parts() : 0, threads_,
@@ -117,8 +124,7 @@ void ChannelsFirst<T>::run(const Forward& f, bool measures, bool writes) const {
       [&](std::int64_t item, std::int64_t index, int member) {
         const Part p = part(item, index);
         run_.normalize[act_](x + p.at, residual ? residual + p.at : nullptr, y + p.at, p.runs,
-                             affine(constants[member], item, p.channel, weight.data(), bias.data(), f.statistics.mean[item],
-                                    scale_of(p_, f.statistics.variance[item]).rstd));
+                             affine(constants[member], item, p.channel, weight, bias, f.statistics));
       });
 }
 
@@ -128,57 +134,52 @@ void ChannelsFirst<T>::backward(const Backward& b) const {
   const T* const residual = static_cast<const T*>(b.residual);
   T *const dx = static_cast<T*>(b.dx), *const dresidual = static_cast<T*>(b.dresidual);
   std::vector<Constants> constants(static_cast<std::size_t>(threads_), Constants(width_));
-  const std::vector<double> weight = parameters(b.weight, p_.channels, 1), bias = parameters(b.bias, p_.channels, 0);
-  std::vector<GradientSums> pieces(static_cast<std::size_t>(items_ * width_ * pieces_));  // [item][channel][piece]
+  const PerChannel<A> weight(b.weight, p_.channels, 1), bias(b.bias, p_.channels, 0);
+  const std::int64_t count = items_ * width_ * pieces_;  // [item][channel][piece]
+  const std::unique_ptr<A[]> sums(new A[static_cast<std::size_t>(2 * count)]);
+  A *const dz_sums = sums.get(), *const dz_centred_sums = dz_sums + count;
   std::vector<GradientLine<T>> lines(static_cast<std::size_t>(items_));
-  const std::vector<Scale> scales = scales_of(p_, b.statistics);
 
   two_phases(
       items_, parts(), dx ? parts() : 0, threads_,
       [&](std::int64_t item, std::int64_t index, int member) {
         const Part p = part(item, index);
         const std::int64_t piece = pieces_ == 1 ? 0 : index % pieces_;
+        const std::int64_t to = (item * width_ + p.channel) * pieces_ + piece;
         run_.gradient_sums[act_](x + p.at, residual ? residual + p.at : nullptr, dy + p.at, p.runs,
-                                 affine(constants[member], item, p.channel, weight.data(), bias.data(), b.statistics.mean[item],
-                                        scales[item].rstd),
-                                 &pieces[(item * width_ + p.channel) * pieces_ + piece]);
+                                 affine(constants[member], item, p.channel, weight, bias, b.statistics), dz_sums + to,
+                                 dz_centred_sums + to);
       },
       [&](std::int64_t item, int) {
-        GradientSums* const sums = &pieces[item * width_ * pieces_];
-        const double* const weights = &weight[item % p_.groups * width_];
+        const std::int64_t at = item * width_ * pieces_, first = item % p_.groups * width_;
         const double mean = b.statistics.mean[item], mean_rest = mean - static_cast<A>(mean);
+        const Scale scale = scale_of(p_, b.statistics.variance[item]);
         double dz = 0, dz_centred = 0;
         for (std::int64_t c = 0; c < width_; ++c) {
-          GradientSums all = sums[c * pieces_];
-          for (std::int64_t piece = 1; piece < pieces_; ++piece) {
-            all.dz += sums[c * pieces_ + piece].dz;
-            all.dz_centred += sums[c * pieces_ + piece].dz_centred;
-          }
-          all.dz_centred -= mean_rest * all.dz;
-          dz += weights[c] * all.dz;
-          dz_centred += weights[c] * all.dz_centred;
-          sums[c * pieces_] = all;  // a channel's first piece now holds its sum
+          dz += weight[first + c] * total(dz_sums + at + c * pieces_);
+          dz_centred += weight[first + c] * total(dz_centred_sums + at + c * pieces_);
         }
-        const double slope = scales[item].slope_factor * dz_centred;
-        const double offset = scales[item].rstd * dz / static_cast<double>(values_) - mean_rest * slope;
+        const double slope = scale.slope_factor * (dz_centred - mean_rest * dz);
+        const double offset = scale.rstd * dz / static_cast<double>(values_) - mean_rest * slope;
         lines[item] = {static_cast<A>(slope), static_cast<A>(offset)};
       },
       [&](std::int64_t item, std::int64_t index, int member) {
         const Part p = part(item, index);
         run_.gradient[act_](x + p.at, residual ? residual + p.at : nullptr, dy + p.at, dx + p.at,
                             dresidual ? dresidual + p.at : nullptr, p.runs,
-                            affine(constants[member], item, p.channel, weight.data(), bias.data(), b.statistics.mean[item],
-                                        scales[item].rstd), lines[item]);
+                            affine(constants[member], item, p.channel, weight, bias, b.statistics), lines[item]);
       });
   if (!b.dweight) return;
   std::fill_n(b.dweight, p_.channels, 0.0);
   std::fill_n(b.dbias, p_.channels, 0.0);
   for (std::int64_t item = 0; item < items_; ++item) {
-    const std::int64_t first = item % p_.groups * width_;
+    const std::int64_t at = item * width_ * pieces_, first = item % p_.groups * width_;
+    const double mean = b.statistics.mean[item], mean_rest = mean - static_cast<A>(mean);
+    const double rstd = scale_of(p_, b.statistics.variance[item]).rstd;
     for (std::int64_t c = 0; c < width_; ++c) {
-      const GradientSums& sums = pieces[(item * width_ + c) * pieces_];
-      b.dbias[first + c] += sums.dz;
-      b.dweight[first + c] += scales[item].rstd * sums.dz_centred;
+      const double dz = total(dz_sums + at + c * pieces_);
+      b.dbias[first + c] += dz;
+      b.dweight[first + c] += rstd * (total(dz_centred_sums + at + c * pieces_) - mean_rest * dz);
     }
   }
 }

@@ -10,6 +10,12 @@
 
 namespace batchfree {
 
+// Per channel of a sample: sum of dz, and of dz * (x - mean).
+struct GradientSums {
+  double dz = 0;
+  double dz_centred = 0;
+};
+
 template <class T>
 class ChannelsLast {
  public:
@@ -64,7 +70,7 @@ class ChannelsLast {
     return (sample * p_.spatial + chunk * rows_) * p_.channels;
   }
   void run(const Forward& f, bool measures, bool writes) const;
-  void fill(Constants& constants, std::int64_t sample, const double* weight, const double* bias,
+  void fill(Constants& constants, std::int64_t sample, const PerChannel<A>& weight, const PerChannel<A>& bias,
             const Statistics& statistics, const GroupLine* lines) const;
 
   const Problem& p_;
@@ -77,8 +83,8 @@ class ChannelsLast {
 };
 
 template <class T>
-void ChannelsLast<T>::fill(Constants& constants, std::int64_t sample, const double* weight, const double* bias,
-                           const Statistics& statistics, const GroupLine* lines) const {
+void ChannelsLast<T>::fill(Constants& constants, std::int64_t sample, const PerChannel<A>& weight,
+                           const PerChannel<A>& bias, const Statistics& statistics, const GroupLine* lines) const {
   if (constants.sample == sample && constants.lines == lines) return;
   constants.sample = sample;
   constants.lines = lines;
@@ -106,7 +112,7 @@ void ChannelsLast<T>::run(const Forward& f, bool measures, bool writes) const {
   const std::int64_t groups = p_.groups;
   std::vector<Moments> parts(measures ? static_cast<std::size_t>(p_.samples * chunks_ * groups) : 0);
   std::vector<Constants> constants(static_cast<std::size_t>(threads_), Constants(p_.channels));
-  const std::vector<double> weight = parameters(f.weight, p_.channels, 1), bias = parameters(f.bias, p_.channels, 0);
+  const PerChannel<A> weight(f.weight, p_.channels, 1), bias(f.bias, p_.channels, 0);
 
   two_phases(
       p_.samples, measures ? chunks_ : 0, writes ? chunks_ : 0, threads_,
@@ -127,7 +133,7 @@ void ChannelsLast<T>::run(const Forward& f, bool measures, bool writes) const {
         }
       },
       [&](std::int64_t sample, std::int64_t chunk, int member) {
-        fill(constants[member], sample, weight.data(), bias.data(), f.statistics, nullptr);
+        fill(constants[member], sample, weight, bias, f.statistics, nullptr);
         const std::int64_t at = start_of(sample, chunk);
         row_.normalize[act_](x + at, residual ? residual + at : nullptr, static_cast<T*>(f.y) + at, rows_of(chunk),
                              p_.channels, constants[member].affine());
@@ -141,7 +147,7 @@ void ChannelsLast<T>::backward(const Backward& b) const {
   T *const dx = static_cast<T*>(b.dx), *const dresidual = static_cast<T*>(b.dresidual);
   const std::int64_t channels = p_.channels;
   std::vector<Constants> constants(static_cast<std::size_t>(threads_), Constants(channels));
-  const std::vector<double> weight = parameters(b.weight, channels, 1), bias = parameters(b.bias, channels, 0);
+  const PerChannel<A> weight(b.weight, channels, 1), bias(b.bias, channels, 0);
   // Per (sample, chunk): dz of every channel, then dz * (x - rounded mean).
   std::vector<A> parts(static_cast<std::size_t>(p_.samples * chunks_ * 2 * channels));
   std::vector<GradientSums> sums(static_cast<std::size_t>(p_.samples * channels));
@@ -172,7 +178,7 @@ void ChannelsLast<T>::backward(const Backward& b) const {
   two_phases(
       p_.samples, chunks_, dx ? chunks_ : 0, threads_,
       [&](std::int64_t sample, std::int64_t chunk, int member) {
-        fill(constants[member], sample, weight.data(), bias.data(), b.statistics, nullptr);
+        fill(constants[member], sample, weight, bias, b.statistics, nullptr);
         const std::int64_t at = start_of(sample, chunk);
         A* const part = &parts[(sample * chunks_ + chunk) * 2 * channels];
         row_.gradient_sums[act_](x + at, residual ? residual + at : nullptr, dy + at, rows_of(chunk), channels,
@@ -180,7 +186,7 @@ void ChannelsLast<T>::backward(const Backward& b) const {
       },
       finish,
       [&](std::int64_t sample, std::int64_t chunk, int member) {
-        fill(constants[member], sample, weight.data(), bias.data(), b.statistics, lines.data());
+        fill(constants[member], sample, weight, bias, b.statistics, lines.data());
         const std::int64_t at = start_of(sample, chunk);
         row_.gradient[act_](x + at, residual ? residual + at : nullptr, dy + at, dx + at,
                             dresidual ? dresidual + at : nullptr, rows_of(chunk), channels,

@@ -9,6 +9,9 @@
 
 namespace batchfree {
 
+inline double to_double(float value) { return value; }
+inline double to_double(double value) { return value; }
+
 inline double to_double(BFloat16 value) {
   const std::uint32_t bits = static_cast<std::uint32_t>(value.bits) << 16;
   float result;
@@ -26,24 +29,40 @@ inline double to_double(Float16 value) {
   return value.bits & 0x8000 ? -magnitude : magnitude;
 }
 
-// The parameter of channel `c`, or `otherwise` where there are no parameters.
-inline double parameter(const Parameters& parameters, std::int64_t c, double otherwise) {
-  if (!parameters.values) return otherwise;
-  switch (parameters.element) {
-    case ElementType::float32: return static_cast<const float*>(parameters.values)[c];
-    case ElementType::float64: return static_cast<const double*>(parameters.values)[c];
-    case ElementType::bfloat16: return to_double(static_cast<const BFloat16*>(parameters.values)[c]);
-    case ElementType::float16: return to_double(static_cast<const Float16*>(parameters.values)[c]);
+// The parameters of all channels in type A, which holds whatever they are stored as exactly.
+template <class A>
+class PerChannel {
+ public:
+  // `otherwise` in every channel where there are no parameters.
+  PerChannel(const Parameters& stored, std::int64_t channels, A otherwise) {
+    constexpr ElementType same = sizeof(A) == 8 ? ElementType::float64 : ElementType::float32;
+    if (stored.values && stored.element == same) {
+      values_ = static_cast<const A*>(stored.values);
+      return;
+    }
+    converted_.assign(static_cast<std::size_t>(channels), otherwise);
+    values_ = converted_.data();
+    if (!stored.values) return;
+    switch (stored.element) {
+      case ElementType::float32: convert(static_cast<const float*>(stored.values)); break;
+      case ElementType::float64: convert(static_cast<const double*>(stored.values)); break;
+      case ElementType::bfloat16: convert(static_cast<const BFloat16*>(stored.values)); break;
+      case ElementType::float16: convert(static_cast<const Float16*>(stored.values)); break;
+    }
   }
-  return otherwise;
-}
+  PerChannel(const PerChannel&) = delete;
 
-// All of them as double, so that loops over channels need not ask for the type each time.
-inline std::vector<double> parameters(const Parameters& stored, std::int64_t channels, double otherwise) {
-  std::vector<double> values(static_cast<std::size_t>(channels));
-  for (std::int64_t c = 0; c < channels; ++c) values[c] = parameter(stored, c, otherwise);
-  return values;
-}
+  double operator[](std::int64_t c) const { return values_[c]; }
+
+ private:
+  template <class T>
+  void convert(const T* stored) {
+    for (std::size_t c = 0; c < converted_.size(); ++c) converted_[c] = static_cast<A>(to_double(stored[c]));
+  }
+
+  const A* values_;
+  std::vector<A> converted_;
+};
 
 // rstd divides a centred value. slope_factor: with dz's sums weighted over a group's channels,
 // dx = rstd * weight * dz - rstd * sum(weight * dz) / m - (x - mean) * slope_factor * sum(weight * dz * (x - mean)).
@@ -62,13 +81,6 @@ inline Scale scale_of(const Problem& problem, double variance) {
   const double rstd = 1 / (deviation + problem.eps);
   // In a constant filter every x - mean is zero, and with it what the slope multiplies.
   return {rstd, deviation == 0 ? 0 : rstd * rstd / ((m - 1) * deviation)};
-}
-
-// Of every (sample, group): a root and two divisions, which several passes need.
-inline std::vector<Scale> scales_of(const Problem& problem, const Statistics& statistics) {
-  std::vector<Scale> scales(static_cast<std::size_t>(problem.samples * problem.groups));
-  for (std::size_t i = 0; i < scales.size(); ++i) scales[i] = scale_of(problem, statistics.variance[i]);
-  return scales;
 }
 
 }  // namespace batchfree

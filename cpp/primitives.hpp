@@ -34,12 +34,6 @@ struct GradientLine {
   Compute<T> offset;
 };
 
-// Per channel: sum of dz, and of dz * (x - mean).
-struct GradientSums {
-  double dz = 0;
-  double dz_centred = 0;
-};
-
 // `channels` runs of `count` contiguous values; each starts `stride` values after the one before.
 struct Runs {
   std::int64_t channels;
@@ -52,8 +46,9 @@ template <class T>
 struct RunPrimitives {
   Moments (*moments)(const T* x, std::int64_t count);  // of one contiguous run, whatever its channels
   void (*normalize[kActivationCount])(const T* x, const T* residual, T* y, Runs, AffineRuns<T>);
+  // Overwrites, per channel, the sum of dz and that of dz * (x - mean).
   void (*gradient_sums[kActivationCount])(const T* x, const T* residual, const T* dy, Runs, AffineRuns<T>,
-                                          GradientSums* out);
+                                          Compute<T>* dz, Compute<T>* dz_centred);
   void (*gradient[kActivationCount])(const T* x, const T* residual, const T* dy, T* dx, T* dresidual, Runs,
                                      AffineRuns<T>, GradientLine<T>);
 };

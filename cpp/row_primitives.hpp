@@ -87,26 +87,63 @@ struct Rows {
     return result;
   }
 
-  // Per-channel sums of d = x - centre and of d^2 over all rows.
+  // Some neighbouring vectors of a row, or the first lanes of its last one.
+  template <int count>
+  struct WholeVectors {
+    static constexpr int vectors = count;
+    std::int64_t c;
+    template <class E>
+    V take(const E* p, int v) const { return load(p + c + v * lanes); }
+    void give(A* p, int v, V vector) const { store(p + c + v * lanes, vector); }
+  };
+  struct FirstLanes {
+    static constexpr int vectors = 1;
+    std::int64_t c, rest;
+    template <class E>
+    V take(const E* p, int) const { return load_first(p + c, rest); }
+    void give(A* p, int, V vector) const { store_first(p + c, vector, rest); }
+  };
+
+  // Per-channel sums of d = x - centre and of d^2 over all rows. Strips of four vectors by sixteen rows, so that sums stay
+  // in registers.
   static void centred_sums(const T* x, std::int64_t rows, std::int64_t channels, const A* centre, A* first, A* second) {
+    constexpr std::int64_t kRows = 16, kVectors = 4;
     std::memset(first, 0, static_cast<std::size_t>(channels) * sizeof(A));
     std::memset(second, 0, static_cast<std::size_t>(channels) * sizeof(A));
-    for_each_block(rows, [&](std::int64_t r, auto together) {
-      const T* row = x + r * channels;
-      for_each(channels, [&](auto take, auto give) {
-        const V middle = take(centre);
-        prefetch_next(take, row, channels);
-        V centred = take(row) - middle;
-        V added = centred, squared = centred * centred;
-        for (int k = 1; k < together; ++k) {
-          centred = take(row + k * channels) - middle;
-          added += centred;
-          squared += centred * centred;
-        }
-        give(first, take(first) + added);
-        give(second, take(second) + squared);
-      });
-    });
+    for (; rows > 0; rows -= kRows, x += kRows * channels) {
+      const T* const end = x + std::min(kRows, rows) * channels;
+      std::int64_t c = 0;
+      for (; c + kVectors * lanes <= channels; c += kVectors * lanes) {
+        add_centred(WholeVectors<kVectors>{c}, x, end, channels, centre, first, second);
+      }
+      for (; c + lanes <= channels; c += lanes) {
+        add_centred(WholeVectors<1>{c}, x, end, channels, centre, first, second);
+      }
+      if (c < channels) add_centred(FirstLanes{c, channels - c}, x, end, channels, centre, first, second);
+    }
+  }
+
+  template <class Columns>
+  static void add_centred(Columns columns, const T* row, const T* end, std::int64_t channels, const A* centre, A* first,
+                          A* second) {
+    constexpr int vectors = Columns::vectors;
+    V middle[vectors], added[vectors], squared[vectors];
+    for (int v = 0; v < vectors; ++v) {
+      middle[v] = columns.take(centre, v);
+      added[v] = columns.take(first, v);
+      squared[v] = columns.take(second, v);
+    }
+    for (; row != end; row += channels) {
+      for (int v = 0; v < vectors; ++v) {
+        const V centred = columns.take(row, v) - middle[v];
+        added[v] += centred;
+        squared[v] += centred * centred;
+      }
+    }
+    for (int v = 0; v < vectors; ++v) {
+      columns.give(first, v, added[v]);
+      columns.give(second, v, squared[v]);
+    }
   }
 
   // As for runs: one pass, each group centred on the mean of its first rows; a second one where that was far off.

@@ -115,44 +115,72 @@ struct Run {
     return Act<act>::template gradient<A>(z, dy);
   }
 
+  // Lane by lane: dz, and dz * (x - mean).
+  struct LaneSums {
+    V dz{}, dz_centred{};
+  };
+
   template <Activation act, bool has_residual>
-  static GradientSums sums_of_run(const T* x, const T* residual, const T* dy, std::int64_t count, V mean, V scale,
-                                  V shift) {
-    V dz_sum[4] = {}, dz_centred_sum[4] = {};
-    const auto add = [&](int k, V centred, V skip, V incoming) {
+  static LaneSums sums_of_run(const T* x, const T* residual, const T* dy, std::int64_t count, V mean, V scale,
+                              V shift) {
+    LaneSums a, b, c, d;  // by name: an array indexed in a loop would live in memory
+    const auto add = [&](LaneSums& to, V centred, V skip, V incoming) {
       const V dz = upstream<act, has_residual>(centred, skip, incoming, scale, shift);
-      dz_sum[k] += dz;
-      dz_centred_sum[k] += dz * centred;
+      to.dz += dz;
+      to.dz_centred += dz * centred;
     };
-    const auto whole = [&](int k, std::int64_t i) {
-      add(k, load(x + i) - mean, has_residual ? load(residual + i) : V{}, load(dy + i));
+    const auto whole = [&](LaneSums& to, std::int64_t i) {
+      add(to, load(x + i) - mean, has_residual ? load(residual + i) : V{}, load(dy + i));
     };
     std::int64_t i = 0;
     for (; i + 4 * lanes <= count; i += 4 * lanes) {
-      for (int k = 0; k < 4; ++k) whole(k, i + k * lanes);
+      whole(a, i);
+      whole(b, i + lanes);
+      whole(c, i + 2 * lanes);
+      whole(d, i + 3 * lanes);
     }
-    for (; i + lanes <= count; i += lanes) whole(0, i);
-    if (const std::int64_t rest = count - i) {
-      // The missing lanes of dy are zero, and so is their dz; x - mean must be finite there.
-      add(1, keep_first<A>(load_first(x + i, rest) - mean, rest), has_residual ? load_first(residual + i, rest) : V{},
-          load_first(dy + i, rest));
+    if (i + lanes <= count) whole(a, i);
+    if (i + 2 * lanes <= count) whole(b, i + lanes);
+    if (i + 3 * lanes <= count) whole(c, i + 2 * lanes);
+    if (const std::int64_t rest = count % lanes) {
+      i = count - rest;
+      // The missing lanes of dy are zero, and so is their dz, as long as the activation's derivative is finite there.
+      V centred = load_first(x + i, rest) - mean;
+      if constexpr (act != Activation::none && act != Activation::relu) centred = keep_first<A>(centred, rest);
+      add(d, centred, has_residual ? load_first(residual + i, rest) : V{}, load_first(dy + i, rest));
     }
-    return {sum_of_lanes<A>((dz_sum[0] + dz_sum[1]) + (dz_sum[2] + dz_sum[3])),
-            sum_of_lanes<A>((dz_centred_sum[0] + dz_centred_sum[1]) + (dz_centred_sum[2] + dz_centred_sum[3]))};
+    return {(a.dz + b.dz) + (c.dz + d.dz), (a.dz_centred + b.dz_centred) + (c.dz_centred + d.dz_centred)};
+  }
+
+  // Lanes are added up for several channels at once: where runs are short, that is most of the work.
+  template <Activation act, bool has_residual>
+  static void sums_of_runs(const T* x, const T* residual, const T* dy, Runs runs, AffineRuns<T> affine, A* dz,
+                           A* dz_centred) {
+    constexpr std::int64_t together = lanes / 2;
+    V sums[lanes] = {};
+    for (std::int64_t first = 0; first < runs.channels; first += together) {
+      const std::int64_t some = std::min(together, runs.channels - first);
+      for (std::int64_t k = 0; k < some; ++k) {
+        const std::int64_t at = (first + k) * runs.stride;
+        const LaneSums of_run = sums_of_run<act, has_residual>(
+            x + at, has_residual ? residual + at : nullptr, dy + at, runs.count, broadcast(affine.mean),
+            broadcast(affine.scale[first + k]), broadcast(affine.shift[first + k]));
+        sums[k] = of_run.dz;
+        sums[together + k] = of_run.dz_centred;
+      }
+      const V totals = sums_of_lanes<A>(sums);
+      for (std::int64_t k = 0; k < some; ++k) {
+        dz[first + k] = totals[k];
+        dz_centred[first + k] = totals[together + k];
+      }
+    }
   }
 
   template <Activation act>
-  static void gradient_sums(const T* x, const T* residual, const T* dy, Runs runs, AffineRuns<T> affine,
-                            GradientSums* out) {
-    const auto each = [&](auto sums) {
-      for (std::int64_t c = 0; c < runs.channels; ++c) {
-        const std::int64_t at = c * runs.stride;
-        out[c] = sums(x + at, residual ? residual + at : nullptr, dy + at, runs.count, broadcast(affine.mean),
-                      broadcast(affine.scale[c]), broadcast(affine.shift[c]));
-      }
-    };
-    if (act != Activation::none && residual) each(sums_of_run<act, true>);
-    else each(sums_of_run<act, false>);
+  static void gradient_sums(const T* x, const T* residual, const T* dy, Runs runs, AffineRuns<T> affine, A* dz,
+                            A* dz_centred) {
+    if (act != Activation::none && residual) sums_of_runs<act, true>(x, residual, dy, runs, affine, dz, dz_centred);
+    else sums_of_runs<act, false>(x, residual, dy, runs, affine, dz, dz_centred);
   }
 
   template <Activation act, bool has_residual>

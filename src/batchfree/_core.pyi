@@ -19,6 +19,11 @@ class Problem:
         instruction_set: str = "",
     ) -> None: ...
 
+class Doubles:
+    def __init__(self, count: int) -> None: ...
+    @property
+    def address(self) -> int: ...
+
 def forward(
     problem: Problem,
     x: int,

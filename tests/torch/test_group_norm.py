@@ -232,3 +232,19 @@ def test_bad_arguments_are_refused(call) -> None:  # type: ignore[no-untyped-def
 
 def test_examples_in_the_docstrings() -> None:
     assert doctest.testmod(_group_norm).failed == 0
+
+
+def test_a_right_call_does_not_excuse_one_that_differs() -> None:
+    x, weight, bias = torch.randn(2, 8, 3, 3), torch.ones(8), torch.zeros(8)
+    group_norm(x, 4, weight, bias)
+    for wrong in (
+        lambda: group_norm(x, 4, weight.double(), bias),
+        lambda: group_norm(x, 4, weight, bias[:4]),
+        lambda: group_norm(x, 4, weight, bias, eps=0.0),
+        lambda: group_norm(x, 4, weight, bias, activation="Relu"),  # type: ignore[arg-type]
+        lambda: group_norm(x, 4, weight, bias, residual=x[:1]),
+    ):
+        with pytest.raises(ArgumentError):
+            wrong()
+    with pytest.raises(GroupError):
+        group_norm(x, 3, weight, bias)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from batchfree.errors import ArgumentError, unknown_name
 from batchfree.groups import check_values_per_group, resolve_num_groups
-from batchfree.torch import _formula, _kernel
+from batchfree.torch import _formula, _kernel, _operators
 
 __all__ = ["Activation", "GroupNorm", "group_norm"]
 
@@ -55,13 +57,58 @@ def group_norm(
     >>> group_norm(x, 4, torch.ones(64), torch.zeros(64), activation="relu").shape
     torch.Size([2, 64, 8, 8])
     """
+    if (
+        _kernel.is_plain_eager()
+        and _kernel.serves(input)
+        and (residual is None or (_kernel.agrees(residual, input) and residual.shape == input.shape))
+        and (weight is None or (type(weight) in _kernel.PLAIN and weight.is_cpu))
+        and (bias is None or (type(bias) in _kernel.PLAIN and bias.is_cpu))
+    ):
+        plan = _plan(
+            input.shape,
+            input.stride(),
+            input.dtype,
+            num_groups,
+            None if weight is None else (weight.shape, weight.dtype),
+            None if bias is None else (bias.shape, bias.dtype),
+            eps,
+            activation,
+            torch.get_num_threads(),
+        )
+        return _kernel.group_norm(input, weight, bias, residual, plan)
     if not torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]  # there sizes are tensors
         check_arguments(input, num_groups, weight, bias, eps, activation, residual)
-        if input.shape[1] == num_groups:  # else every group has several channels
-            check_values_per_group(num_groups, num_groups, input.shape[2:])
-    if _kernel.is_plain_eager() and _kernel.serves(input) and (residual is None or _kernel.agrees(residual, input)):
-        return _kernel.group_norm(input, num_groups, weight, bias, eps, activation, residual)
+        _check_values(input, num_groups)
+    if _operators.is_wanted() and _operators.serves(input) and (residual is None or residual.dtype == input.dtype):
+        return _operators.group_norm(input, num_groups, weight, bias, eps, activation, residual)
     return _formula.group_norm(input, num_groups, weight, bias, eps, activation, residual)
+
+
+# The shape and dtype of weight or bias.
+_Parameter: TypeAlias = tuple[torch.Size, torch.dtype] | None
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(
+    shape: torch.Size,
+    strides: tuple[int, ...],
+    dtype: torch.dtype,
+    num_groups: int,
+    weight: _Parameter,
+    bias: _Parameter,
+    eps: float,
+    activation: str | None,
+    threads: int,
+) -> _kernel.Plan:
+    """Checks and prepares a call, once for all calls of one kind: a small norm takes less time than its checks."""
+
+    def without_values(parameter: _Parameter) -> Tensor | None:
+        return None if parameter is None else torch.empty(parameter[0], dtype=parameter[1], device="meta")
+
+    like_input = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+    check_arguments(like_input, num_groups, without_values(weight), without_values(bias), eps, activation)
+    _check_values(like_input, num_groups)
+    return _kernel.Plan(like_input, num_groups, activation, eps, threads)
 
 
 # One node of the graph that torch.fx traces, as torch's own layer is.
@@ -147,24 +194,32 @@ def check_arguments(
     residual: Tensor | None = None,
 ) -> None:
     """Refuses what the operators cannot work on, before any work."""
-    shape, dtype, is_cpu = input.shape, input.dtype, input.is_cpu
-    # One expression for what is nearly always true: a small norm takes as long as ten calls of Python functions.
-    if (
-        len(shape) < 2
-        or not dtype.is_floating_point
-        or not eps > 0
-        or (residual is not None and (residual.shape != shape or residual.device != input.device))
-    ):
-        _check_input(input, eps, residual)
-    if num_groups < 1 or shape[1] % num_groups:
-        resolve_num_groups(shape[1], num_groups)
-    for parameter in (weight, bias):
-        if parameter is not None and (
-            parameter.dtype is not dtype or parameter.shape != shape[1:2] or not (is_cpu and parameter.is_cpu)
-        ):
-            _check_parameters(input, weight, bias)
-    if activation is not None and activation not in _ACTIVATIONS:
-        _check_activation(activation)
+    _check_input(input, eps, residual)
+    if (input.is_cpu or input.is_meta) and not input.is_contiguous():
+        check_size(input)
+    if num_groups < 1 or input.shape[1] % num_groups:
+        resolve_num_groups(input.shape[1], num_groups)
+    _check_parameters(input, weight, bias)
+    _check_activation(activation)
+
+
+def _check_values(input: Tensor, num_groups: int) -> None:
+    if input.shape[1] == num_groups:  # else every group has several channels
+        check_values_per_group(num_groups, num_groups, input.shape[2:])
+
+
+# All that 57-bit addresses, the longest of any processor, leave to a process; sizes and offsets then fit 64 bits.
+_MOST_BYTES = 2**56
+
+
+def check_size(tensor: Tensor) -> None:
+    """Refuses a tensor, expanded from a smaller one, that no memory could hold side by side."""
+    # Not numel(), which itself raises from 2**63 on.
+    if not torch.compiler.is_compiling() and math.prod(tensor.shape) * tensor.element_size() > _MOST_BYTES:
+        raise ArgumentError(
+            f"a tensor of shape {tuple(tensor.shape)} was given, {math.prod(tensor.shape)} elements that are views of "
+            f"fewer. Side by side they may take {_MOST_BYTES} bytes at most. Expand it to a smaller shape."
+        )
 
 
 def _check_input(input: Tensor, eps: float, residual: Tensor | None) -> None:

@@ -5,6 +5,7 @@ They serve dense CPU tensors in plain eager mode. Everywhere else `_formula` doe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,19 +16,32 @@ from batchfree import _core
 from batchfree.torch import _formula
 
 __all__ = [
+    "ELEMENTS",
+    "PLAIN",
+    "Plan",
     "agrees",
     "apply",
+    "backward",
+    "dense",
+    "dense_filters",
+    "differentiable_backward",
+    "differentiable_standardize_backward",
+    "forward",
     "group_norm",
     "is_plain_eager",
     "moments",
     "reasons_against",
     "serves",
+    "standardize_backward",
+    "standardize_forward",
     "standardize_weight",
 ]
 
 # The numbers are those of the enumerations in cpp/element_types.hpp.
-_ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _ACTIVATIONS = {None: 0, "relu": 1, "silu": 2, "gelu": 3, "gelu_tanh": 4}
+#: Subclasses may keep their values elsewhere, or want to see the operators.
+PLAIN = (Tensor, nn.Parameter)
 _FUNCTORCH: Any = torch._C._functorch
 
 
@@ -46,9 +60,9 @@ def is_plain_eager() -> bool:
 def serves(tensor: Tensor) -> bool:
     """Whether the kernels can read `tensor`; its dtype and memory format are then handled."""
     return (
-        (type(tensor) is Tensor or type(tensor) is nn.Parameter)
+        type(tensor) in PLAIN
         and tensor.is_cpu
-        and tensor.dtype in _ELEMENTS
+        and tensor.dtype in ELEMENTS
         and tensor.layout is torch.strided
         and tensor.numel() > 0
         and not tensor.is_neg()
@@ -69,9 +83,9 @@ def reasons_against(tensor: Tensor) -> list[str]:
         (torch._C._len_torch_dispatch_stack() > 0, "a TorchDispatchMode is active"),
         (torch._C._len_torch_function_stack() > 0, "a TorchFunctionMode is active"),
         (forward_ad._current_level >= 0, "forward-mode AD is active"),
-        (type(tensor) not in (Tensor, nn.Parameter), f"the tensor is a {type(tensor).__name__}, a subclass"),
+        (type(tensor) not in PLAIN, f"the tensor is a {type(tensor).__name__}, a subclass"),
         (not tensor.is_cpu, f"the tensor is on {tensor.device}; the kernels are for the CPU"),
-        (tensor.dtype not in _ELEMENTS, f"the dtype is {tensor.dtype}"),
+        (tensor.dtype not in ELEMENTS, f"the dtype is {tensor.dtype}"),
         (tensor.layout is not torch.strided, f"the layout is {tensor.layout}"),
         (tensor.numel() == 0, "the tensor is empty"),
         (tensor.layout is torch.strided and tensor.is_neg(), "the tensor is a negated view"),
@@ -79,7 +93,40 @@ def reasons_against(tensor: Tensor) -> list[str]:
     return [reason for applies, reason in checks if applies]
 
 
-def group_norm(
+class Plan:
+    """What follows from a call's shapes, types and settings alone: the same for all calls of one kind."""
+
+    __slots__ = ("activation", "copies_to", "eps", "is_channels_last", "num_groups", "problem")
+
+    def __init__(self, x: Tensor, num_groups: int, activation: str | None, eps: float, threads: int) -> None:
+        """`x` gives shape, strides and dtype; its values play no part, and it may have none."""
+        arranged, self.is_channels_last = dense(x)
+        self.copies_to = None if arranged is x else _LAST[x.dim()] if self.is_channels_last else torch.contiguous_format
+        self.problem = _problem(x, num_groups, self.is_channels_last, activation, eps, threads)
+        self.num_groups = num_groups
+        self.activation = activation
+        self.eps = eps
+
+
+def group_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, plan: Plan) -> Tensor:
+    """act(GN(x) [+ residual]) by the kernels. `serves(x)`, and the arguments are checked and are those of `plan`."""
+    if plan.copies_to is not None:
+        x = x.contiguous(memory_format=plan.copies_to)
+    weight, bias = _side_by_side(weight), _side_by_side(bias)
+    if residual is not None:
+        residual = _like(residual, plan.is_channels_last)
+    if torch.is_grad_enabled() and (
+        x.requires_grad
+        or (weight is not None and weight.requires_grad)
+        or (bias is not None and bias.requires_grad)
+        or (residual is not None and residual.requires_grad)
+    ):
+        output: Tensor = _GroupNorm.apply(x, weight, bias, residual, plan)
+        return output
+    return _forward(plan.problem, x, weight, bias, residual, 0)
+
+
+def forward(
     x: Tensor,
     num_groups: int,
     weight: Tensor | None,
@@ -87,23 +134,46 @@ def group_norm(
     eps: float,
     activation: str | None,
     residual: Tensor | None,
-) -> Tensor:
-    """act(GN(x) [+ residual]) by the kernels. `serves(x)`, and the arguments are checked."""
-    x, is_channels_last = _dense(x)
-    residual = None if residual is None else _like(residual, is_channels_last)
-    problem = _problem(x, num_groups, is_channels_last, activation, eps)
-    if torch.is_grad_enabled() and (
-        x.requires_grad
-        or (weight is not None and weight.requires_grad)
-        or (bias is not None and bias.requires_grad)
-        or (residual is not None and residual.requires_grad)
-    ):
-        output: Tensor = _GroupNorm.apply(x, weight, bias, residual, problem, num_groups, eps, activation)
-        return output
-    return _forward(problem, x, weight, bias, residual, 0)
+) -> tuple[Tensor, Tensor]:
+    """The output, and the moments that `backward` needs; any strides, no autograd."""
+    x, is_channels_last = dense(x)
+    moments = torch.empty(2 * x.shape[0] * num_groups, dtype=torch.float64)
+    if x.numel() == 0:
+        return torch.empty_like(x), moments
+    skip = None if residual is None else _like(residual, is_channels_last)
+    problem = _problem(x, num_groups, is_channels_last, activation, eps, torch.get_num_threads())
+    weight, bias = _side_by_side(weight), _side_by_side(bias)
+    return _forward(problem, x, weight, bias, skip, moments.data_ptr()), moments
 
 
-def _problem(x: Tensor, num_groups: int, is_channels_last: bool, activation: str | None, eps: float) -> Any:
+def backward(
+    grad_output: Tensor,
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+    moments: Tensor,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, weight, bias and residual where `wanted`, from what `forward` was given and gave."""
+    x, is_channels_last = dense(x)
+    if x.numel() == 0:
+        return tuple(
+            torch.zeros_like(t) if w and t is not None else None
+            for t, w in zip((x, weight, bias, x), wanted, strict=True)
+        )
+    skip = None if residual is None or activation is None else _like(residual, is_channels_last)
+    problem = _problem(x, num_groups, is_channels_last, activation, eps, torch.get_num_threads())
+    weight, bias = _side_by_side(weight), _side_by_side(bias)
+    return _backward(problem, grad_output, x, weight, bias, skip, moments.data_ptr(), wanted)
+
+
+def _problem(
+    x: Tensor, num_groups: int, is_channels_last: bool, activation: str | None, eps: float, threads: int
+) -> Any:
     samples, channels = x.shape[:2]
     return _core.Problem(
         samples,
@@ -111,11 +181,11 @@ def _problem(x: Tensor, num_groups: int, is_channels_last: bool, activation: str
         x.numel() // (samples * channels),
         num_groups,
         is_channels_last,
-        _ELEMENTS[x.dtype],
+        ELEMENTS[x.dtype],
         _ACTIVATIONS[activation],
         False,
         eps,
-        torch.get_num_threads(),
+        threads,
     )
 
 
@@ -142,86 +212,108 @@ class _GroupNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        problem: Any,
-        num_groups: int,
-        eps: float,
-        activation: str | None,
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, plan: Plan
     ) -> Tensor:
-        moments = torch.empty(2 * x.shape[0] * num_groups, dtype=torch.float64)
-        output = _forward(problem, x, weight, bias, residual, moments.data_ptr())
+        moments = _core.Doubles(2 * x.shape[0] * plan.num_groups)
+        output = _forward(plan.problem, x, weight, bias, residual, moments.address)
         # Without an activation nothing depends on the residual.
-        ctx.save_for_backward(x, weight, bias, None if activation is None else residual, moments)
-        ctx.settings = problem, num_groups, eps, activation
+        ctx.save_for_backward(x, weight, bias, None if plan.activation is None else residual)
+        ctx.settings = plan, moments
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, residual = ctx.saved_tensors
+        plan, moments = ctx.settings
+        wanted = ctx.needs_input_grad
         if torch.is_grad_enabled():  # create_graph=True: somebody differentiates the gradient
-            return _differentiable_backward(ctx, grad_output)
-        x, weight, bias, residual, moments = ctx.saved_tensors
-        problem, _, _, activation = ctx.settings
-        wants_input, wants_weight, wants_bias, wants_residual, *_ = ctx.needs_input_grad
-        upstream = _like(grad_output, not x.is_contiguous())
-        through = wants_residual and activation is not None
-        grad_input = torch.empty_like(x) if wants_input or through else None
-        grad_residual = torch.empty_like(x) if through else None
-        grad_weight = _room_for_gradient(weight) if wants_weight else None
-        grad_bias = _room_for_gradient(bias) if wants_bias else None
-        weight_address, bias_address, element = _parameters(weight, bias)
-        _core.backward(
-            problem,
-            upstream.data_ptr(),
-            x.data_ptr(),
-            weight_address,
-            bias_address,
-            element,
-            0 if residual is None else residual.data_ptr(),
-            moments.data_ptr(),
-            0 if grad_input is None else grad_input.data_ptr(),
-            0 if grad_residual is None else grad_residual.data_ptr(),
-            0 if grad_weight is None else grad_weight.data_ptr(),
-            0 if grad_bias is None else grad_bias.data_ptr(),
-        )
-        return (
-            grad_input if wants_input else None,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
-            (grad_residual if through else upstream) if wants_residual else None,
-            *(None,) * 4,
-        )
+            arguments = x, plan.num_groups, weight, bias, plan.eps, plan.activation, residual
+            return *differentiable_backward(grad_output, *arguments, wanted), None
+        return *_backward(plan.problem, grad_output, x, weight, bias, residual, moments.address, wanted), None
+
+
+def _backward(
+    problem: Any,
+    grad_output: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,  # None without an activation: then its gradient is `grad_output`
+    moments: int,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    wants_input, wants_weight, wants_bias, wants_residual, *_ = wanted
+    upstream = _like(grad_output, not x.is_contiguous())
+    through = wants_residual and residual is not None
+    grad_input = torch.empty_like(x) if wants_input or through else None
+    grad_residual = torch.empty_like(x) if through else None
+    grad_weight = _room_for_gradient(weight) if wants_weight and weight is not None else None
+    grad_bias = _room_for_gradient(bias) if wants_bias and bias is not None else None
+    weight_address, bias_address, element = _parameters(weight, bias)
+    _core.backward(
+        problem,
+        upstream.data_ptr(),
+        x.data_ptr(),
+        weight_address,
+        bias_address,
+        element,
+        0 if residual is None else residual.data_ptr(),
+        moments,
+        0 if grad_input is None else grad_input.data_ptr(),
+        0 if grad_residual is None else grad_residual.data_ptr(),
+        0 if grad_weight is None else grad_weight.data_ptr(),
+        0 if grad_bias is None else grad_bias.data_ptr(),
+    )
+    return (
+        grad_input if wants_input else None,
+        _rounded(grad_weight, weight),
+        _rounded(grad_bias, bias),
+        (grad_residual if through else upstream) if wants_residual else None,
+    )
 
 
 def _room_for_gradient(parameter: Tensor) -> Tensor:
     """The core adds in float64 and rounds to float32 at least; 16-bit parameters round once more."""
-    wide = parameter.dtype if parameter.dtype is torch.float64 else torch.float32
-    return torch.empty_like(parameter, dtype=wide, memory_format=torch.contiguous_format)
+    if parameter.dtype in (torch.float32, torch.float64):
+        return torch.empty_like(parameter)
+    return torch.empty_like(parameter, dtype=torch.float32)
 
 
-def _differentiable_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, bias, residual, _ = ctx.saved_tensors
-    _, num_groups, eps, activation = ctx.settings
-    gradients: list[Tensor | None] = [None] * 8
+def _rounded(gradient: Tensor | None, parameter: Tensor | None) -> Tensor | None:
+    if gradient is None or parameter is None or gradient.dtype is parameter.dtype:
+        return gradient
+    return gradient.to(parameter.dtype)
+
+
+def differentiable_backward(
+    grad_output: Tensor,
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """Gradients of x, weight, bias and residual as functions of them and of `grad_output`, where `wanted`."""
+    gradients: list[Tensor | None] = [None] * 4
     leaves = (x, weight, bias, residual)
-    wanted = [i for i in range(4) if ctx.needs_input_grad[i] and leaves[i] is not None]
-    if ctx.needs_input_grad[3] and activation is None:
+    indices = [i for i in range(4) if wanted[i] and leaves[i] is not None]
+    if wanted[3] and activation is None:
         gradients[3] = grad_output
-    if wanted:
+    if indices:
         output = _formula.group_norm(x, num_groups, weight, bias, eps, activation, residual)
-        found = torch.autograd.grad(output, [leaves[i] for i in wanted], grad_output, create_graph=True)
-        for i, gradient in zip(wanted, found, strict=True):
+        found = torch.autograd.grad(output, [leaves[i] for i in indices], grad_output, create_graph=True)
+        for i, gradient in zip(indices, found, strict=True):
             gradients[i] = gradient
-    return tuple(gradients)
+    return gradients
 
 
 def moments(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
     """Mean and biased variance (N, G) in float64. `serves(x)`."""
-    x, is_channels_last = _dense(x)
-    problem = _problem(x, num_groups, is_channels_last, None, 1.0)  # eps plays no part
+    x, is_channels_last = dense(x)
+    problem = _problem(x, num_groups, is_channels_last, None, 1.0, torch.get_num_threads())  # eps plays no part
     found = torch.empty(2, x.shape[0], num_groups, dtype=torch.float64)
     _core.moments(problem, x.data_ptr(), 0, 0, 0, 0, 0, found.data_ptr())
     return found[0], found[1]
@@ -238,8 +330,9 @@ def apply(
     residual: Tensor | None,
 ) -> Tensor:
     """act((x - mean) * rstd * weight + bias [+ residual]) by the kernels, without gradients. `serves(x)`."""
-    x, is_channels_last = _dense(x)
-    problem = _problem(x, mean.shape[1], is_channels_last, activation, eps)
+    x, is_channels_last = dense(x)
+    weight, bias = _side_by_side(weight), _side_by_side(bias)
+    problem = _problem(x, mean.shape[1], is_channels_last, activation, eps, torch.get_num_threads())
     statistics = torch.stack([mean.double(), variance.double()])
     output = torch.empty_like(x)
     weight_address, bias_address, element = _parameters(weight, bias)
@@ -259,7 +352,7 @@ def apply(
 
 def standardize_weight(weight: Tensor, variant: str, eps: float) -> Tensor:
     """The standardised filters by the kernels. `serves(weight)`, and the arguments are checked."""
-    weight = _dense_filters(weight)
+    weight = dense_filters(weight)
     problem = _filters(weight, variant, eps)
     if torch.is_grad_enabled() and weight.requires_grad:
         output: Tensor = _StandardizeWeight.apply(weight, problem, variant, eps)
@@ -270,26 +363,50 @@ def standardize_weight(weight: Tensor, variant: str, eps: float) -> Tensor:
 class _StandardizeWeight(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, problem: Any, variant: str, eps: float) -> Tensor:
-        moments = torch.empty(2 * weight.shape[0], dtype=torch.float64)
-        ctx.save_for_backward(weight, moments)
-        ctx.settings = problem, variant, eps
-        return _forward(problem, weight, None, None, None, moments.data_ptr())
+        moments = _core.Doubles(2 * weight.shape[0])
+        ctx.save_for_backward(weight)
+        ctx.settings = problem, variant, eps, moments
+        return _forward(problem, weight, None, None, None, moments.address)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, None, None, None]:
-        weight, moments = ctx.saved_tensors
-        problem, variant, eps = ctx.settings
+        (weight,) = ctx.saved_tensors
+        problem, variant, eps, moments = ctx.settings
         if torch.is_grad_enabled():
-            output = _formula.standardize_weight(weight, variant, eps)
-            return torch.autograd.grad(output, weight, grad_output, create_graph=True)[0], None, None, None
-        if grad_output.stride() != weight.stride():
-            grad_output = torch.empty_like(weight).copy_(grad_output)
-        grad = torch.empty_like(weight)
-        address = weight.data_ptr()
-        _core.backward(
-            problem, grad_output.data_ptr(), address, 0, 0, 0, 0, moments.data_ptr(), grad.data_ptr(), 0, 0, 0
-        )
-        return grad, None, None, None
+            return differentiable_standardize_backward(grad_output, weight, variant, eps), None, None, None
+        return _standardize_backward(problem, grad_output, weight, moments.address), None, None, None
+
+
+def standardize_forward(weight: Tensor, variant: str, eps: float) -> tuple[Tensor, Tensor]:
+    """The standardised filters, and the moments that `standardize_backward` needs; any strides, no autograd."""
+    weight = dense_filters(weight)
+    moments = torch.empty(2 * weight.shape[0], dtype=torch.float64)
+    if weight.numel() == 0:
+        return torch.empty_like(weight), moments
+    return _forward(_filters(weight, variant, eps), weight, None, None, None, moments.data_ptr()), moments
+
+
+def standardize_backward(grad_output: Tensor, weight: Tensor, moments: Tensor, variant: str, eps: float) -> Tensor:
+    """The gradient of `weight`, from what `standardize_forward` was given and gave."""
+    weight = dense_filters(weight)
+    if weight.numel() == 0:
+        return torch.empty_like(weight)
+    return _standardize_backward(_filters(weight, variant, eps), grad_output, weight, moments.data_ptr())
+
+
+def _standardize_backward(problem: Any, grad_output: Tensor, weight: Tensor, moments: int) -> Tensor:
+    if grad_output.stride() != weight.stride():
+        grad_output = torch.empty_like(weight).copy_(grad_output)
+    grad = torch.empty_like(weight)
+    address = weight.data_ptr()
+    _core.backward(problem, grad_output.data_ptr(), address, 0, 0, 0, 0, moments, grad.data_ptr(), 0, 0, 0)
+    return grad
+
+
+def differentiable_standardize_backward(grad_output: Tensor, weight: Tensor, variant: str, eps: float) -> Tensor:
+    """The gradient of `weight` as a function of it and of `grad_output`."""
+    output = _formula.standardize_weight(weight, variant, eps)
+    return torch.autograd.grad(output, weight, grad_output, create_graph=True)[0]
 
 
 def _filters(weight: Tensor, variant: str, eps: float) -> Any:
@@ -301,7 +418,7 @@ def _filters(weight: Tensor, variant: str, eps: float) -> Any:
         weight.numel() // filters,
         1,
         False,
-        _ELEMENTS[weight.dtype],
+        ELEMENTS[weight.dtype],
         0,
         variant == "qiao",
         eps,
@@ -309,13 +426,13 @@ def _filters(weight: Tensor, variant: str, eps: float) -> Any:
     )
 
 
-def _dense_filters(weight: Tensor) -> Tensor:
+def dense_filters(weight: Tensor) -> Tensor:
     if weight.is_contiguous() or (weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)):
         return weight
     return weight.contiguous()
 
 
-def _dense(x: Tensor) -> tuple[Tensor, bool]:
+def dense(x: Tensor) -> tuple[Tensor, bool]:
     """`x` with its values side by side in one of the two layouts, and whether that is channels-last.
 
     A strided tensor is copied, to the layout that torch would choose: channels-last if its channels are adjacent.
@@ -329,6 +446,10 @@ def _dense(x: Tensor) -> tuple[Tensor, bool]:
         if x.stride(1) == 1 and x.shape[1] > 1:
             return x.contiguous(memory_format=last), True
     return x.contiguous(), False
+
+
+def _side_by_side(parameter: Tensor | None) -> Tensor | None:
+    return parameter if parameter is None or parameter.is_contiguous() else parameter.contiguous()
 
 
 def _like(tensor: Tensor, is_channels_last: bool) -> Tensor:
@@ -346,5 +467,5 @@ def _parameters(weight: Tensor | None, bias: Tensor | None) -> tuple[int, int, i
     return (
         0 if weight is None else weight.data_ptr(),
         0 if bias is None else bias.data_ptr(),
-        _ELEMENTS[given.dtype],
+        ELEMENTS[given.dtype],
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from batchfree import _core
+from batchfree.errors import ArgumentError
 from batchfree.torch import _kernel
 
 __all__ = ["KernelInfo", "kernel_info"]
@@ -40,21 +43,43 @@ def kernel_info(example: Tensor | None = None) -> KernelInfo:
     Args:
         example: an input; a small float32 CPU tensor where `None`.
 
+    Raises:
+        ArgumentError: the environment variable BATCHFREE_ISA names an instruction set that cannot run here.
+
     >>> kernel_info().instruction_set in ("baseline", "avx2", "avx512", "neon")
     True
     """
-    used, available = _core.instruction_set(), _core.instruction_sets()
-    reasons: dict[str, list[str]] = {}
-    for name in _WIDEST_FIRST:
-        if name == used:
-            continue
-        if name not in available:
-            reasons[f"instruction set {name}"] = ["this processor, its operating system or this build lacks it"]
-        elif available.index(name) < available.index(used):
-            reasons[f"instruction set {name}"] = [f"{used} is wider"]
-        else:
-            reasons[f"instruction set {name}"] = [f"BATCHFREE_ISA asks for {used}"]
+    try:
+        used = _core.instruction_set()
+    except ValueError as error:  # BATCHFREE_ISA names one that cannot run here
+        raise ArgumentError(str(error)) from None
+    threads, runtime = torch.get_num_threads(), _core.threading_runtime()
+    reasons = {f"instruction set {name}": [why] for name, why in _other_instruction_sets(used)}
+    against_threads = [
+        *(["torch is set to one thread"] if threads == 1 else []),
+        *(["no OpenMP runtime is loaded"] if not runtime else []),
+    ]
+    if against_threads:
+        reasons["several threads"] = against_threads
     against = _kernel.reasons_against(torch.empty(1, 2, 2) if example is None else example)
     path = "the compiled kernels" if against else "torch's own operators"
     reasons[path] = against or ["the compiled kernels serve this tensor"]
-    return KernelInfo(used, _core.compiler(), torch.get_num_threads(), _core.threading_runtime(), reasons)
+    if not torch.compiler.is_dynamo_compiling():
+        reasons["the kernels as operators of a compiled graph"] = ["torch.compile is not tracing"]
+    return KernelInfo(used, _core.compiler(), threads, runtime, reasons)
+
+
+def _other_instruction_sets(used: str) -> Iterator[tuple[str, str]]:
+    available, machine = _core.instruction_sets(), platform.machine()
+    is_arm = machine.lower() in ("aarch64", "arm64")
+    for name in _WIDEST_FIRST:
+        if name == used:
+            continue
+        if name not in available and is_arm != (name == "neon"):
+            yield name, f"this machine is {machine}"
+        elif name not in available:
+            yield name, "this processor or its operating system lacks it"
+        elif available.index(name) < available.index(used):
+            yield name, f"{used} is wider"
+        else:
+            yield name, f"BATCHFREE_ISA asks for {used}"

@@ -129,6 +129,8 @@ def apply_moments(
         not wants_gradient
         and _kernel.is_plain_eager()
         and _kernel.serves(input)
+        and (weight is None or type(weight) in _kernel.PLAIN)
+        and (bias is None or type(bias) in _kernel.PLAIN)
         and (residual is None or _kernel.agrees(residual, input))
     ):
         return _kernel.apply(input, moments.mean, moments.variance, weight, bias, eps, activation, residual)

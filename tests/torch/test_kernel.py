@@ -86,7 +86,11 @@ def test_derivatives_without_some_arguments_match_finite_differences(
     leaves = [tensor(*shapes[n], seed=i, dtype=torch.float64).requires_grad_() for i, n in enumerate(names)]
 
     def call(*values: Tensor) -> Tensor:
-        return group_norm(num_groups=2, activation=activation, **dict(zip(names, values, strict=True)))
+        given = dict(zip(names, values, strict=True))
+        skip = given.get("residual")
+        return group_norm(
+            given["input"], 2, given.get("weight"), given.get("bias"), activation=activation, residual=skip
+        )
 
     assert is_ours(call(*leaves))
     assert gradcheck(call, leaves)
@@ -219,16 +223,15 @@ def test_subclasses_of_parameters_see_torchs_own_operator() -> None:
     assert_close(y, reference.group_norm(x, 3, weight.numpy()))
 
 
-@pytest.mark.parametrize("shape", [(2**31, 32, 2**20), (2**40, 32, 2**30)])
-def test_sizes_that_no_memory_holds_are_refused_before_any_work(shape: tuple[int, ...]) -> None:
-    x = torch.ones(1).expand(shape)
+def test_sizes_that_no_memory_holds_are_refused_before_any_work() -> None:
+    x = torch.ones(1).expand(2**31, 32, 2**20)  # of more than 2**63 elements torch itself makes no tensor
     calls: list[Callable[[], object]] = [
         lambda: group_norm(x, 4),
         lambda: moments(x, 4),
         lambda: standardize_weight(x),
     ]
     for call in calls:
-        with pytest.raises(ArgumentError, match=f"{shape[0]}, 32"):
+        with pytest.raises(ArgumentError, match=f"{2**31}, 32"):
             call()
     assert group_norm(x[:2, :, :8], 4).shape == (2, 32, 8)  # what the message proposes
 

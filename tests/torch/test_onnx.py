@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ class EveryActivation(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norms = nn.ModuleList(GroupNorm(3, 12, activation=activation) for activation in ACTIVATIONS)
-        self.convs = nn.ModuleList(WSConv2d(12, 4, 3, bias=False, variant=v) for v in ("bit", "qiao"))  # type: ignore[arg-type]
+        self.convs = nn.ModuleList(WSConv2d(12, 4, 3, bias=False, variant=v) for v in ("bit", "qiao"))
         for seed, parameter in enumerate(self.norms.parameters()):
             parameter.data = tensor(12, seed=10 + seed)
 
@@ -44,8 +44,10 @@ class EveryActivation(nn.Module):
             )
             for skip in (None, residual)
             for norm in self.norms
+            if isinstance(norm, GroupNorm)
         ]
         for conv in self.convs:
+            assert isinstance(conv, WSConv2d)
             filters = reference.standardize_weight(conv.weight.detach(), conv.variant)
             outputs.append(nn.functional.conv2d(x.double(), torch.from_numpy(filters)).numpy())
         return outputs
@@ -54,8 +56,8 @@ class EveryActivation(nn.Module):
 # torch's exporter is built on parts of torch that torch warns of.
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_onnxruntime_gives_the_references_numbers_from_standard_operators() -> None:
-    network, file = EveryActivation().eval(), io.BytesIO()
+def test_onnxruntime_gives_the_references_numbers_from_standard_operators(tmp_path: Path) -> None:
+    network = EveryActivation().eval()
     dynamic = {0: torch.export.Dim.DYNAMIC}
     program = torch.onnx.export(
         network,
@@ -65,12 +67,12 @@ def test_onnxruntime_gives_the_references_numbers_from_standard_operators() -> N
         verbose=False,
     )
     assert program is not None
-    program.save(file)
-    model = onnx.load_from_string(file.getvalue())
+    program.save(tmp_path / "network.onnx")
+    model = onnx.load(tmp_path / "network.onnx")
     assert {node.domain for node in model.graph.node} == {""}
     assert [domain.domain for domain in model.opset_import] == [""]
     assert not model.functions
-    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(tmp_path / "network.onnx", providers=["CPUExecutionProvider"])
     for batch in (2, 1, 5):
         x, residual = tensor(batch, 12, 6, 5, seed=2), tensor(batch, 12, 6, 5, seed=3)
         names = [given.name for given in session.get_inputs()]

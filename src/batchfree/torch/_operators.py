@@ -23,9 +23,12 @@ def is_wanted() -> bool:
     return torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting() and not _is_transformed()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # it is, within one trace
 def _is_transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+# What torch.compiler.assume_constant_result does, without its import of the whole compiler: within one trace it is one.
+_is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def serves(tensor: Tensor) -> bool:

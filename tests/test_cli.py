@@ -37,6 +37,15 @@ def test_version_help_and_info(tmp_path: Path) -> None:
     assert "baseline" in info
     assert f"torch {torch.__version__.partition('+')[0]}" in info
     assert "not in use: torch's own operators" in info
+    assert "not in use: the kernels as operators of a compiled graph, because torch.compile is not tracing" in info
+
+
+def test_info_refuses_an_instruction_set_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHFREE_ISA", "mmx")
+    done = batchfree_command("info", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "BATCHFREE_ISA" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_study_ends_with_its_report(tmp_path: Path) -> None:

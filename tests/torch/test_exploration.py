@@ -34,7 +34,9 @@ class Tensors:
             return self.normal(shape).to(memory_format=last)
         if way == "permuted":
             order = self.source.sample(range(len(shape)), len(shape))
-            return self.normal(tuple(shape[axis] for axis in order)).permute([order.index(i) for i in range(len(shape))])
+            return self.normal(tuple(shape[axis] for axis in order)).permute(
+                [order.index(i) for i in range(len(shape))]
+            )
         if way == "stepped":
             return self.normal(tuple(2 * size for size in shape))[tuple(slice(None, None, 2) for _ in shape)]
         if way == "expanded":  # never all: a group of equal values has a gradient of zero, in which any rounding shows
@@ -42,7 +44,9 @@ class Tensors:
             return self.normal(tuple(1 if i == axis else size for i, size in enumerate(shape))).expand(shape)
         if way == "overlapping":
             steps = [self.source.randint(1, 3) for _ in shape]
-            return self.normal((1 + sum(s * (n - 1) for s, n in zip(steps, shape, strict=True)),)).as_strided(shape, steps)
+            return self.normal((1 + sum(s * (n - 1) for s, n in zip(steps, shape, strict=True)),)).as_strided(
+                shape, steps
+            )
         return self.normal(shape)
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:

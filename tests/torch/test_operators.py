@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import gradcheck, gradgradcheck
 
-from batchfree.torch import Activation, GroupNorm, WSConv2d, group_norm, standardize_weight
+from batchfree.torch import Activation, GroupNorm, WSConv2d, group_norm
 
 OPERATORS: Any = torch.ops.batchfree
 
@@ -95,7 +95,9 @@ def test_a_compiled_network_is_one_graph_for_all_sizes_and_has_eagers_bits(forma
             assert torch.equal(got, expected)
             assert got.stride() == expected.stride()
     # Of torch's own GroupNorm too, the compiler counts a second graph, without a node.
-    (targets,) = filter(None, ([str(n.target) for n in g.graph.nodes if n.op == "call_function"] for g in counter.graphs))
+    (targets,) = filter(
+        None, ([str(n.target) for n in g.graph.nodes if n.op == "call_function"] for g in counter.graphs)
+    )
     assert {"batchfree.group_norm", "batchfree.standardize_weight"} <= set(targets)
 
 

@@ -299,13 +299,13 @@ def differentiable_backward(
     """Gradients of x, weight, bias and residual as functions of them and of `grad_output`, where `wanted`."""
     gradients: list[Tensor | None] = [None] * 4
     leaves = (x, weight, bias, residual)
-    indices = [i for i in range(4) if wanted[i] and leaves[i] is not None]
+    asked = {i: leaf for i, leaf in enumerate(leaves) if wanted[i] and leaf is not None}
     if wanted[3] and activation is None:
         gradients[3] = grad_output
-    if indices:
+    if asked:
         output = _formula.group_norm(x, num_groups, weight, bias, eps, activation, residual)
-        found = torch.autograd.grad(output, [leaves[i] for i in indices], grad_output, create_graph=True)
-        for i, gradient in zip(indices, found, strict=True):
+        found = torch.autograd.grad(output, [*asked.values()], grad_output, create_graph=True)
+        for i, gradient in zip(asked, found, strict=True):
             gradients[i] = gradient
     return gradients
 

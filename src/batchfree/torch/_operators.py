@@ -23,9 +23,12 @@ def is_wanted() -> bool:
     return torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting() and not _is_transformed()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # it is, within one trace
 def _is_transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+# What torch.compiler.assume_constant_result does, without its import of the whole compiler: within one trace it is one.
+_is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def serves(tensor: Tensor) -> bool:
@@ -121,25 +124,25 @@ def _fake_backward(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    input, num_groups, weight, bias, eps, activation, residual = inputs
+    x, num_groups, weight, bias, eps, activation, residual = inputs
     # Without an activation nothing depends on the residual.
-    ctx.save_for_backward(input, weight, bias, None if activation is None else residual, output[1])
+    ctx.save_for_backward(x, weight, bias, None if activation is None else residual, output[1])
     ctx.settings = num_groups, eps, activation
 
 
 def _gradients(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    input, weight, bias, residual, moments = ctx.saved_tensors
+    x, weight, bias, residual, moments = ctx.saved_tensors
     num_groups, eps, activation = ctx.settings
     wanted = [ctx.needs_input_grad[i] for i in (0, 2, 3, 6)]
     found: Sequence[Tensor | None]
     if torch.is_grad_enabled():  # somebody differentiates the gradient
         found = _kernel.differentiable_backward(
-            upstream, input, num_groups, weight, bias, eps, activation, residual, wanted
+            upstream, x, num_groups, weight, bias, eps, activation, residual, wanted
         )
     else:
         of_residual = wanted[3] and activation is not None
         found = torch.ops.batchfree.group_norm_backward(
-            upstream, input, num_groups, weight, bias, eps, activation, residual, moments, [*wanted[:3], of_residual]
+            upstream, x, num_groups, weight, bias, eps, activation, residual, moments, [*wanted[:3], of_residual]
         )
         if wanted[3] and not of_residual:
             found = [*found[:3], upstream]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 
@@ -40,7 +41,8 @@ class Tensors:
         if way == "stepped":
             return self.normal(tuple(2 * size for size in shape))[tuple(slice(None, None, 2) for _ in shape)]
         if way == "expanded":  # never all: a group of equal values has a gradient of zero, in which any rounding shows
-            axis = self.source.randrange(len(shape))
+            is_vector = math.prod(shape[2:]) == 1
+            axis = self.source.choice([axis for axis in range(len(shape)) if not (is_vector and axis == 1)])
             return self.normal(tuple(1 if i == axis else size for i, size in enumerate(shape))).expand(shape)
         if way == "overlapping":
             steps = [self.source.randint(1, 3) for _ in shape]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -164,22 +164,16 @@ def _merge_positions(x: Any, channels: Channels) -> tuple[Any, int]:
 
 
 def _as_one(sizes: Sequence[Any]) -> tuple[Any, ...]:
-    return (_product(sizes),) if sizes else ()
-
-
-def _product(sizes: Iterable[Any]) -> Any:
-    """Of numbers or of TensorFlow's tensors."""
-    return functools.reduce(operator.mul, sizes, 1)
+    return (functools.reduce(operator.mul, sizes),) if sizes else ()
 
 
 def _first_positions(x: Any, positions: tuple[int, ...]) -> Any:
-    """One position in so many, at least one, as one piece of each sample: a strided slice costs TensorFlow more."""
-    sizes = ops.shape(x)
-    wanted = -(-_product(sizes[dim] for dim in positions) // POSITIONS_PER_PIVOT_SAMPLE)
-    piece = [slice(None)] * len(x.shape)
-    for dim in positions:  # a slice may say more than there is
-        piece[dim] = slice(0, -(-wanted // _product(sizes[later] for later in positions if later > dim)))
-    return x[tuple(piece)]
+    """At least one position in so many, as one piece of each sample: a strided slice costs TensorFlow more."""
+    if not positions:
+        return x
+    dim = positions[0]
+    taken = -(-ops.shape(x)[dim] // POSITIONS_PER_PIVOT_SAMPLE)
+    return x[(slice(None),) * dim + (slice(0, taken),)]
 
 
 def _full_mask(mask: Any, x: Any, channels: Channels) -> Any:

@@ -1,20 +1,19 @@
-"""When the kernels are used, and that every way of calling the layers gives the same results."""
+"""Group Norm by the kernels: values, gradients, memory, and every way of calling the layer."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.autograd import gradcheck, gradgradcheck
 
 from batchfree import _core, reference
 from batchfree.errors import ArgumentError
-from batchfree.torch import Activation, GroupNorm, _formula, _kernel, group_norm, moments, standardize_weight
+from batchfree.torch import Activation, GroupNorm, _formula, group_norm, moments, standardize_weight
 from tests.closeness import assert_close
 
 ACTIVATIONS: list[Activation | None] = [None, "relu", "silu", "gelu", "gelu_tanh"]
@@ -36,19 +35,6 @@ def layer(activation: Activation | None = "silu") -> GroupNorm:
         norm.weight.copy_(tensor(12, seed=8))
         norm.bias.copy_(tensor(12, seed=9))
     return norm
-
-
-def test_kernels_serve_plain_cpu_tensors_and_say_why_not_otherwise() -> None:
-    x = tensor(2, 12, 5, 5)
-    assert is_ours(layer()(x))
-    assert _kernel.reasons_against(x) == []
-    for other in (x.to("meta"), x[:0], x.to(torch.complex64), x.to_sparse()):
-        assert not _kernel.serves(other)
-        assert _kernel.reasons_against(other)
-    with forward_ad.dual_level():
-        assert not _kernel.is_plain_eager()
-        assert len(_kernel.reasons_against(x.to("meta"))) == 2
-    assert _kernel.is_plain_eager()
 
 
 @pytest.mark.parametrize("parameter_dtype", ["same", torch.float32])
@@ -205,24 +191,6 @@ def test_a_chain_with_fused_activations_keeps_two_thirds_of_the_bytes(activation
     assert kept_bytes(ours, x) <= 0.67 * kept_bytes(theirs, x)
 
 
-class Watched(nn.Parameter):
-    """Notes the operators that are called with it, as quantised and sharded parameters do."""
-
-    seen: ClassVar[list[str]] = []
-
-    @classmethod
-    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        cls.seen.append(getattr(function, "__name__", ""))
-        return super().__torch_function__(function, types, args, kwargs or {})
-
-
-def test_subclasses_of_parameters_see_torchs_own_operator() -> None:
-    x, weight = tensor(2, 12, 5), tensor(12, seed=1)
-    y = group_norm(x, 3, Watched(weight))
-    assert "group_norm" in Watched.seen
-    assert_close(y, reference.group_norm(x, 3, weight.numpy()))
-
-
 def test_sizes_that_no_memory_holds_are_refused_before_any_work() -> None:
     x = torch.ones(1).expand(2**31, 32, 2**20)  # of more than 2**63 elements torch itself makes no tensor
     calls: list[Callable[[], object]] = [
@@ -258,41 +226,6 @@ def test_more_elements_than_32_bits_count_are_right(format: torch.memory_format)
         assert dx[0, place, place, place].abs() < 2e-5
 
 
-def test_exported_graphs_hold_standard_operators_only() -> None:
-    norm, x = layer(), tensor(2, 12, 5, 5)
-    exported = torch.export.export(norm, (x,))
-    names = [str(n.target) for n in exported.graph.nodes if n.op == "call_function"]
-    assert names == ["aten.group_norm.default", "aten.silu.default"]
-    assert_close(exported.module()(x), norm(x).detach().double().numpy())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit is on its way out, and says so
-        traced = torch.jit.trace(norm, (x,))
-    assert "aten::group_norm" in str(traced.inlined_graph)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # torch's own, in its derivative formulas
-def test_functional_transforms_and_forward_mode_match_eager() -> None:
-    norm = layer()
-    x, tangent = tensor(3, 12, 4, 4), tensor(3, 12, 4, 4, seed=1)
-    parameters: dict[str, Tensor] = dict(norm.named_parameters())
-
-    def loss(values: dict[str, Tensor], sample: Tensor) -> Tensor:
-        return torch.func.functional_call(norm, values, (sample[None],)).square().sum()
-
-    per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
-    for i, sample in enumerate(x):
-        eager = torch.autograd.grad(norm(sample[None]).square().sum(), list(norm.parameters()))
-        for name, gradient in zip(("weight", "bias"), eager, strict=True):
-            assert_close(per_sample[name][i], gradient.double().numpy())
-
-    jacobian = torch.func.jacrev(norm)(x[:1])
-    through_jvp: Tensor = torch.func.jvp(norm, (x[:1],), (tangent[:1],))[1]
-    assert_close(through_jvp, torch.tensordot(jacobian, tangent[:1], dims=4).detach().double().numpy())
-    with forward_ad.dual_level():
-        dual = norm(forward_ad.make_dual(x[:1], tangent[:1]))
-        assert_close(forward_ad.unpack_dual(dual).tangent, through_jvp.detach().double().numpy())
-
-
 def test_autocast_changes_nothing_as_in_torch() -> None:
     norm, x = layer(), tensor(2, 12, 5, 5)
     with torch.autocast("cpu", torch.bfloat16):
@@ -325,33 +258,6 @@ def test_one_openmp_runtime_is_in_the_process() -> None:
     assert [name for name in libraries if "libgomp" in name or "libomp" in name or "libiomp" in name] == [
         _core.threading_runtime()
     ]
-
-
-@pytest.mark.parametrize("variant", ["bit", "qiao"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
-def test_standardised_weights_and_their_gradients_match_reference(
-    format: torch.memory_format, dtype: torch.dtype, variant: str
-) -> None:
-    name = str(dtype).removeprefix("torch.")
-    weight = (tensor(6, 5, 3, 3, dtype=dtype) * 0.05).to(memory_format=format).requires_grad_()
-    upstream = tensor(6, 5, 3, 3, seed=1, dtype=dtype)
-    y = standardize_weight(weight, variant)  # type: ignore[arg-type]
-    assert type(y.grad_fn).__name__ == "_StandardizeWeightBackward"
-    assert y.stride() == weight.stride()
-    plain = weight.detach().numpy()
-    assert_close(y, reference.standardize_weight(plain, variant), dtype=name)  # type: ignore[arg-type]
-    (gradient,) = torch.autograd.grad(y, weight, upstream)
-    wanted = reference.standardize_weight_backward(upstream.numpy(), plain, variant)  # type: ignore[arg-type]
-    assert_close(gradient, wanted, dtype=name)
-
-
-@pytest.mark.parametrize("variant", ["bit", "qiao"])
-def test_standardised_weights_can_be_differentiated_twice(variant: str) -> None:
-    weight = tensor(3, 2, 2, dtype=torch.float64).requires_grad_()
-    call: Callable[[Tensor], Tensor] = lambda w: standardize_weight(w, variant, 1e-3)  # type: ignore[arg-type]  # noqa: E731
-    assert gradcheck(call, [weight])
-    assert gradgradcheck(call, [weight])
 
 
 @pytest.mark.parametrize(

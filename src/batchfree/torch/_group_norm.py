@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from batchfree.errors import ArgumentError, unknown_name
 from batchfree.groups import check_values_per_group, resolve_num_groups
-from batchfree.torch import _formula, _kernel, _operators
+from batchfree.torch import _eligibility, _formula, _kernel, _operators
 
 __all__ = ["Activation", "GroupNorm", "group_norm"]
 
@@ -58,11 +58,11 @@ def group_norm(
     torch.Size([2, 64, 8, 8])
     """
     if (
-        _kernel.is_plain_eager()
-        and _kernel.serves(input)
-        and (residual is None or (_kernel.agrees(residual, input) and residual.shape == input.shape))
-        and (weight is None or (type(weight) in _kernel.PLAIN and weight.is_cpu))
-        and (bias is None or (type(bias) in _kernel.PLAIN and bias.is_cpu))
+        _eligibility.is_plain_eager()
+        and _eligibility.serves(input)
+        and (residual is None or (_eligibility.agrees(residual, input) and residual.shape == input.shape))
+        and (weight is None or (type(weight) in _eligibility.PLAIN and weight.is_cpu))
+        and (bias is None or (type(bias) in _eligibility.PLAIN and bias.is_cpu))
     ):
         plan = _plan(
             input.shape,

@@ -1,6 +1,6 @@
-"""The compiled kernels under torch's tensors: when they are used, the memory they work on, and their gradients.
+"""Group Norm by the compiled kernels: the memory they work on, and their gradients.
 
-They serve dense CPU tensors in plain eager mode. Everywhere else `_formula` does.
+`_eligibility` says which calls they serve; `_formula` does the others.
 """
 
 from __future__ import annotations
@@ -9,88 +9,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.autograd import forward_ad
+from torch import Tensor
 
 from batchfree import _core
 from batchfree.torch import _formula
+from batchfree.torch._eligibility import ELEMENTS
 
 __all__ = [
-    "ELEMENTS",
-    "PLAIN",
     "Plan",
-    "agrees",
     "apply",
     "backward",
     "dense",
-    "dense_filters",
     "differentiable_backward",
-    "differentiable_standardize_backward",
     "forward",
     "group_norm",
-    "is_plain_eager",
     "moments",
-    "reasons_against",
-    "serves",
-    "standardize_backward",
-    "standardize_forward",
-    "standardize_weight",
 ]
 
-# The numbers are those of the enumerations in cpp/element_types.hpp.
-ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _ACTIVATIONS = {None: 0, "relu": 1, "silu": 2, "gelu": 3, "gelu_tanh": 4}
-#: Subclasses may keep their values elsewhere, or want to see the operators.
-PLAIN = (Tensor, nn.Parameter)
-_FUNCTORCH: Any = torch._C._functorch
-
-
-def is_plain_eager() -> bool:
-    """Whether operators run as they are called: no tracer, exporter, functional transform or forward-mode AD."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or _FUNCTORCH.peek_interpreter_stack() is not None
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or forward_ad._current_level >= 0
-    )
-
-
-def serves(tensor: Tensor) -> bool:
-    """Whether the kernels can read `tensor`; its dtype and memory format are then handled."""
-    return (
-        type(tensor) in PLAIN
-        and tensor.is_cpu
-        and tensor.dtype in ELEMENTS
-        and tensor.layout is torch.strided
-        and tensor.numel() > 0
-        and not tensor.is_neg()
-    )
-
-
-def agrees(residual: Tensor, x: Tensor) -> bool:
-    """Whether the kernels can add `residual` to `x`: elsewhere torch's rules of type promotion hold."""
-    return residual.dtype is x.dtype and serves(residual)
-
-
-def reasons_against(tensor: Tensor) -> list[str]:
-    """Why a call with `tensor` would not use the kernels; empty where it would."""
-    checks = [
-        (torch.compiler.is_compiling(), "torch.compile or torch.export is tracing"),
-        (torch._C._get_tracing_state() is not None, "torch.jit or the ONNX exporter is tracing"),
-        (_FUNCTORCH.peek_interpreter_stack() is not None, "a torch.func transform (vmap, grad, jvp, ...) is active"),
-        (torch._C._len_torch_dispatch_stack() > 0, "a TorchDispatchMode is active"),
-        (torch._C._len_torch_function_stack() > 0, "a TorchFunctionMode is active"),
-        (forward_ad._current_level >= 0, "forward-mode AD is active"),
-        (type(tensor) not in PLAIN, f"the tensor is a {type(tensor).__name__}, a subclass"),
-        (not tensor.is_cpu, f"the tensor is on {tensor.device}; the kernels are for the CPU"),
-        (tensor.dtype not in ELEMENTS, f"the dtype is {tensor.dtype}"),
-        (tensor.layout is not torch.strided, f"the layout is {tensor.layout}"),
-        (tensor.numel() == 0, "the tensor is empty"),
-        (tensor.layout is torch.strided and tensor.is_neg(), "the tensor is a negated view"),
-    ]
-    return [reason for applies, reason in checks if applies]
 
 
 class Plan:
@@ -348,88 +284,6 @@ def apply(
         statistics.data_ptr(),
     )
     return output
-
-
-def standardize_weight(weight: Tensor, variant: str, eps: float) -> Tensor:
-    """The standardised filters by the kernels. `serves(weight)`, and the arguments are checked."""
-    weight = dense_filters(weight)
-    problem = _filters(weight, variant, eps)
-    if torch.is_grad_enabled() and weight.requires_grad:
-        output: Tensor = _StandardizeWeight.apply(weight, problem, variant, eps)
-        return output
-    return _forward(problem, weight, None, None, None, 0)
-
-
-class _StandardizeWeight(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, problem: Any, variant: str, eps: float) -> Tensor:
-        moments = _core.Doubles(2 * weight.shape[0])
-        ctx.save_for_backward(weight)
-        ctx.settings = problem, variant, eps, moments
-        return _forward(problem, weight, None, None, None, moments.address)
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, None, None, None]:
-        (weight,) = ctx.saved_tensors
-        problem, variant, eps, moments = ctx.settings
-        if torch.is_grad_enabled():
-            return differentiable_standardize_backward(grad_output, weight, variant, eps), None, None, None
-        return _standardize_backward(problem, grad_output, weight, moments.address), None, None, None
-
-
-def standardize_forward(weight: Tensor, variant: str, eps: float) -> tuple[Tensor, Tensor]:
-    """The standardised filters, and the moments that `standardize_backward` needs; any strides, no autograd."""
-    weight = dense_filters(weight)
-    moments = torch.empty(2 * weight.shape[0], dtype=torch.float64)
-    if weight.numel() == 0:
-        return torch.empty_like(weight), moments
-    return _forward(_filters(weight, variant, eps), weight, None, None, None, moments.data_ptr()), moments
-
-
-def standardize_backward(grad_output: Tensor, weight: Tensor, moments: Tensor, variant: str, eps: float) -> Tensor:
-    """The gradient of `weight`, from what `standardize_forward` was given and gave."""
-    weight = dense_filters(weight)
-    if weight.numel() == 0:
-        return torch.empty_like(weight)
-    return _standardize_backward(_filters(weight, variant, eps), grad_output, weight, moments.data_ptr())
-
-
-def _standardize_backward(problem: Any, grad_output: Tensor, weight: Tensor, moments: int) -> Tensor:
-    if grad_output.stride() != weight.stride():
-        grad_output = torch.empty_like(weight).copy_(grad_output)
-    grad = torch.empty_like(weight)
-    address = weight.data_ptr()
-    _core.backward(problem, grad_output.data_ptr(), address, 0, 0, 0, 0, moments, grad.data_ptr(), 0, 0, 0)
-    return grad
-
-
-def differentiable_standardize_backward(grad_output: Tensor, weight: Tensor, variant: str, eps: float) -> Tensor:
-    """The gradient of `weight` as a function of it and of `grad_output`."""
-    output = _formula.standardize_weight(weight, variant, eps)
-    return torch.autograd.grad(output, weight, grad_output, create_graph=True)[0]
-
-
-def _filters(weight: Tensor, variant: str, eps: float) -> Any:
-    """Every filter a sample of one group: whatever the order of the fan-in, it is one run in memory."""
-    filters = weight.shape[0]
-    return _core.Problem(
-        filters,
-        1,
-        weight.numel() // filters,
-        1,
-        False,
-        ELEMENTS[weight.dtype],
-        0,
-        variant == "qiao",
-        eps,
-        torch.get_num_threads(),
-    )
-
-
-def dense_filters(weight: Tensor) -> Tensor:
-    if weight.is_contiguous() or (weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)):
-        return weight
-    return weight.contiguous()
 
 
 def dense(x: Tensor) -> tuple[Tensor, bool]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from batchfree import _core
 from batchfree.errors import ArgumentError
-from batchfree.torch import _kernel
+from batchfree.torch import _eligibility
 
 __all__ = ["KernelInfo", "kernel_info"]
 
@@ -61,7 +61,7 @@ def kernel_info(example: Tensor | None = None) -> KernelInfo:
     ]
     if against_threads:
         reasons["several threads"] = against_threads
-    against = _kernel.reasons_against(torch.empty(1, 2, 2) if example is None else example)
+    against = _eligibility.reasons_against(torch.empty(1, 2, 2) if example is None else example)
     path = "the compiled kernels" if against else "torch's own operators"
     reasons[path] = against or ["the compiled kernels serve this tensor"]
     if not torch.compiler.is_dynamo_compiling():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from batchfree.errors import ArgumentError
-from batchfree.torch import _formula, _kernel
+from batchfree.torch import _eligibility, _formula, _kernel
 from batchfree.torch._group_norm import Activation, check_arguments
 
 __all__ = ["Moments", "apply_moments", "merge_moments", "moments"]
@@ -46,7 +46,7 @@ def moments(input: Tensor, num_groups: int) -> Moments:
     """
     check_arguments(input, num_groups)
     size = input[0].numel() // num_groups if len(input) else 0
-    if _kernel.is_plain_eager() and _kernel.serves(input):
+    if _eligibility.is_plain_eager() and _eligibility.serves(input):
         mean, variance = _Moments.apply(input, num_groups)
     else:
         grouped = input.reshape(len(input), num_groups, -1).double()
@@ -127,11 +127,11 @@ def apply_moments(
     wants_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     if (
         not wants_gradient
-        and _kernel.is_plain_eager()
-        and _kernel.serves(input)
-        and (weight is None or type(weight) in _kernel.PLAIN)
-        and (bias is None or type(bias) in _kernel.PLAIN)
-        and (residual is None or _kernel.agrees(residual, input))
+        and _eligibility.is_plain_eager()
+        and _eligibility.serves(input)
+        and (weight is None or type(weight) in _eligibility.PLAIN)
+        and (bias is None or type(bias) in _eligibility.PLAIN)
+        and (residual is None or _eligibility.agrees(residual, input))
     ):
         return _kernel.apply(input, moments.mean, moments.variance, weight, bias, eps, activation, residual)
     return _formula.apply(input, moments.mean, moments.variance, weight, bias, eps, activation, residual)

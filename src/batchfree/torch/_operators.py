@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from batchfree.torch import _kernel
+from batchfree.torch import _filter_kernel, _kernel
+from batchfree.torch._eligibility import ELEMENTS
 
 __all__ = ["group_norm", "is_wanted", "serves", "standardize_weight"]
 
@@ -33,7 +34,7 @@ _is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def serves(tensor: Tensor) -> bool:
     """Whether the operators take `tensor`. Unlike the kernels alone they take any strides, and an empty batch."""
-    return tensor.is_cpu and tensor.dtype in _kernel.ELEMENTS and tensor.layout is torch.strided
+    return tensor.is_cpu and tensor.dtype in ELEMENTS and tensor.layout is torch.strided
 
 
 def group_norm(
@@ -165,12 +166,12 @@ torch.library.register_autograd("batchfree::group_norm", _gradients, setup_conte
 
 
 def _fake_standardize(weight: Tensor, variant: str, eps: float) -> tuple[Tensor, Tensor]:
-    dense = _kernel.dense_filters(weight)
+    dense = _filter_kernel.dense(weight)
     return torch.empty_like(dense), weight.new_empty(2 * weight.shape[0], dtype=torch.float64)
 
 
 def _fake_standardize_backward(upstream: Tensor, weight: Tensor, moments: Tensor, variant: str, eps: float) -> Tensor:
-    return torch.empty_like(_kernel.dense_filters(weight))
+    return torch.empty_like(_filter_kernel.dense(weight))
 
 
 def _keep_weight(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -183,18 +184,18 @@ def _weight_gradient(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, Non
     weight, moments = ctx.saved_tensors
     variant, eps = ctx.settings
     if torch.is_grad_enabled():
-        return _kernel.differentiable_standardize_backward(upstream, weight, variant, eps), None, None
+        return _filter_kernel.differentiable_backward(upstream, weight, variant, eps), None, None
     return torch.ops.batchfree.standardize_weight_backward(upstream, weight, moments, variant, eps), None, None
 
 
 _define(
     "standardize_weight(Tensor weight, str variant, float eps) -> (Tensor, Tensor)",
-    _kernel.standardize_forward,
+    _filter_kernel.forward,
     _fake_standardize,
 )
 _define(
     "standardize_weight_backward(Tensor upstream, Tensor weight, Tensor moments, str variant, float eps) -> Tensor",
-    _kernel.standardize_backward,
+    _filter_kernel.backward,
     _fake_standardize_backward,
 )
 torch.library.register_autograd("batchfree::standardize_weight", _weight_gradient, setup_context=_keep_weight)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from batchfree.errors import ArgumentError, unknown_name
-from batchfree.torch import _formula, _kernel, _operators
+from batchfree.torch import _eligibility, _filter_kernel, _formula, _operators
 from batchfree.torch._group_norm import check_size
 
 __all__ = ["StandardizedConv", "Variant", "WSConv1d", "WSConv2d", "WSConv3d", "standardize_weight"]
@@ -44,8 +44,8 @@ def standardize_weight(weight: Tensor, variant: Variant = "bit", eps: float | No
     _check_fan_in(math.prod(weight.shape[1:]), tuple(weight.shape))
     if weight.is_cpu and not weight.is_contiguous():
         check_size(weight)
-    if _kernel.is_plain_eager() and _kernel.serves(weight):
-        return _kernel.standardize_weight(weight, variant, eps)
+    if _eligibility.is_plain_eager() and _eligibility.serves(weight):
+        return _filter_kernel.standardize_weight(weight, variant, eps)
     if _operators.is_wanted() and _operators.serves(weight):
         return _operators.standardize_weight(weight, variant, eps)
     return _formula.standardize_weight(weight, variant, eps)

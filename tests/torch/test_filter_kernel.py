@@ -1,0 +1,45 @@
+"""Weight Standardization by the kernels: values and gradients in every layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+from batchfree import reference
+from batchfree.torch import standardize_weight
+from tests.closeness import assert_close
+
+
+def tensor(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("variant", ["bit", "qiao"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_standardised_weights_and_their_gradients_match_reference(
+    format: torch.memory_format, dtype: torch.dtype, variant: str
+) -> None:
+    name = str(dtype).removeprefix("torch.")
+    weight = (tensor(6, 5, 3, 3, dtype=dtype) * 0.05).to(memory_format=format).requires_grad_()
+    upstream = tensor(6, 5, 3, 3, seed=1, dtype=dtype)
+    y = standardize_weight(weight, variant)  # type: ignore[arg-type]
+    assert type(y.grad_fn).__name__ == "_StandardizeWeightBackward"
+    assert y.stride() == weight.stride()
+    plain = weight.detach().numpy()
+    assert_close(y, reference.standardize_weight(plain, variant), dtype=name)  # type: ignore[arg-type]
+    (gradient,) = torch.autograd.grad(y, weight, upstream)
+    wanted = reference.standardize_weight_backward(upstream.numpy(), plain, variant)  # type: ignore[arg-type]
+    assert_close(gradient, wanted, dtype=name)
+
+
+@pytest.mark.parametrize("variant", ["bit", "qiao"])
+def test_standardised_weights_can_be_differentiated_twice(variant: str) -> None:
+    weight = tensor(3, 2, 2, dtype=torch.float64).requires_grad_()
+    call: Callable[[Tensor], Tensor] = lambda w: standardize_weight(w, variant, 1e-3)  # type: ignore[arg-type]  # noqa: E731
+    assert gradcheck(call, [weight])
+    assert gradgradcheck(call, [weight])

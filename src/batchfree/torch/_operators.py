@@ -69,52 +69,22 @@ def _define(schema: str, run: Any, fake: Any) -> None:
 # ---- group_norm ----
 
 
-def _run(
-    input: Tensor,
-    num_groups: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
-    residual: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    return _kernel.forward(input, num_groups, weight, bias, eps, activation, residual)
-
-
 def _fake(input: Tensor, num_groups: int, *_: Any) -> tuple[Tensor, Tensor]:
     dense, _is_channels_last = _kernel.dense(input)
     return torch.empty_like(dense), input.new_empty(2 * input.shape[0] * num_groups, dtype=torch.float64)
 
 
-def _run_backward(
-    upstream: Tensor,
-    input: Tensor,
-    num_groups: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
-    residual: Tensor | None,
-    moments: Tensor,
-    wanted: Sequence[bool],
-) -> tuple[Tensor, ...]:
-    found = _kernel.backward(upstream, input, num_groups, weight, bias, eps, activation, residual, moments, wanted)
+def _run_backward(upstream: Tensor, input: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    """An operator cannot return None: what is not wanted is an empty tensor."""
+    found = _kernel.backward(upstream, input, *others)
     return tuple(input.new_empty(0) if gradient is None else gradient for gradient in found)
 
 
 def _fake_backward(
-    upstream: Tensor,
-    input: Tensor,
-    num_groups: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
-    residual: Tensor | None,
-    moments: Tensor,
-    wanted: Sequence[bool],
+    upstream: Tensor, input: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, *others: Any
 ) -> tuple[Tensor, ...]:
-    dense, _ = _kernel.dense(input)
+    *_, wanted = others
+    dense, _is_channels_last = _kernel.dense(input)
     like = (dense, weight, bias, dense)
     return tuple(
         torch.empty_like(tensor, memory_format=torch.preserve_format if tensor is dense else torch.contiguous_format)
@@ -152,7 +122,7 @@ def _gradients(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ..
 
 
 _SIGNATURE = "Tensor input, int num_groups, Tensor? weight, Tensor? bias, float eps, str? activation, Tensor? residual"
-_define(f"group_norm({_SIGNATURE}) -> (Tensor, Tensor)", _run, _fake)
+_define(f"group_norm({_SIGNATURE}) -> (Tensor, Tensor)", _kernel.forward, _fake)
 _define(
     f"group_norm_backward(Tensor upstream, {_SIGNATURE}, Tensor moments, bool[4] wanted)"
     " -> (Tensor, Tensor, Tensor, Tensor)",

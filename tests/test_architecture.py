@@ -26,16 +26,17 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "keras": ({"groups", "errors"}, {"keras", "numpy", "tensorflow"}),
     "convert": ({"torch", "groups", "errors"}, {"torch"}),
     "images": ({"errors"}, {"numpy", "PIL"}),
+    "weights": ({"errors"}, {"torch", "safetensors"}),
     "records": ({"errors"}, {"pydantic", "typing_extensions"}),
     "study": (
-        {"convert", "torch", "records", "groups", "images", "errors", ""},
+        {"convert", "torch", "records", "groups", "images", "weights", "errors", ""},
         {"torch", "torchvision", "timm", "pydantic", "numpy", "PIL", "sklearn", "safetensors", "filelock", "tomli"},
     ),
     "report": ({"records", "errors"}, {"numpy", "scipy", "matplotlib", "jinja2"}),
     # Its libraries are imported through errors.require, by name.
     "export": ({"records", "errors"}, {"pyarrow", "tensorboard", "mlflow"}),
     "cli": (
-        {"_core", "convert", "torch", "records", "images", "errors", "study", "report", "export", ""},
+        {"_core", "convert", "torch", "records", "images", "weights", "errors", "study", "report", "export", ""},
         # to build the network that a command names, and to read its weights and images
         {"typer", "rich", "pydantic", "tomli", "torch", "torchvision", "timm", "safetensors", "numpy"},
     ),

@@ -18,6 +18,7 @@ SURFACE = {
         "RecoveryReport", "Trained", "Ws", "calibrate", "convert", "plan_conversion", "recover", "standardize_weights",
     },
     "batchfree.images": {"IMAGE_SUFFIXES", "read_image"},
+    "batchfree.weights": {"misfit", "read_safetensors", "shortened"},
     "batchfree.report": {
         "Advice", "Arm", "Arms", "Choice", "Difference", "Exhibit", "PublishedSeries", "advise", "build_report",
         "compare", "gather_arms", "holm", "paired_p_value", "published_exhibits", "results_csv", "student_interval",

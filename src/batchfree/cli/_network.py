@@ -18,7 +18,6 @@ __all__ = ["build_network", "load_weights"]
 EXTRAS = {"torchvision": "study", "timm": "models"}
 #: Under which key training scripts put the weights.
 NESTS = ("state_dict", "model_state_dict", "model")
-SHOWN_DIFFERENCES = 6
 
 
 def build_network(model: str, classes: int | None) -> nn.Module:
@@ -58,26 +57,17 @@ def load_weights(network: nn.Module, path: Path) -> None:
     """
     import torch
 
+    from batchfree.weights import misfit, read_safetensors
+
     if not path.is_file():
         raise ArgumentError(f"the weights {path} are not there. A readable file is needed. Check the path.")
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
+    state = read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
     own = network.state_dict()
     if not own.keys() & state.keys():  # saved from a network that DistributedDataParallel wrapped
         state = {key.removeprefix("module."): value for key, value in state.items()}
-    wrong = [
-        *(f"{key} is missing" for key in own.keys() - state.keys() if not key.endswith("num_batches_tracked")),
-        *(f"{key} is unknown" for key in state.keys() - own.keys()),
-        *(
-            f"{key} is {tuple(state[key].shape)} for {tuple(own[key].shape)}"
-            for key in own.keys() & state.keys()
-            if own[key].shape != state[key].shape
-        ),
-    ]
-    if wrong:
-        rest = len(wrong) - SHOWN_DIFFERENCES
-        shown = "; ".join(sorted(wrong)[:SHOWN_DIFFERENCES]) + (f"; and {rest} more" if rest > 0 else "")
+    if wrong := misfit(own, state):
         raise ArgumentError(
-            f"{path} does not fit the network: {shown}. Every entry must fit. Pass the network that the weights were "
+            f"{path} does not fit the network: {wrong}. Every entry must fit. Pass the network that the weights were "
             f"saved from, and its number of --classes."
         )
     with torch.no_grad():
@@ -142,18 +132,6 @@ def _from_file(path: Path, name: str) -> nn.Module:
             f"{', '.join(functions) or 'none'}."
         )
     return built
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ArgumentError(
-            f"{path} cannot be read: {error}. It must be a whole safetensors file. Copy or save it again."
-        ) from error
 
 
 def _read_checkpoint(path: Path) -> dict[str, Tensor]:

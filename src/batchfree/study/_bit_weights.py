@@ -24,11 +24,11 @@ import torch
 from torch import nn
 
 from batchfree.errors import StudyError, require
+from batchfree.weights import shortened
 
 __all__ = ["load_bit_weights"]
 
 HEAD = ("resnet/head/conv2d/kernel", "resnet/head/conv2d/bias")
-SHOWN_DIFFERENCES = 6
 
 
 def load_bit_weights(model: nn.Module, path: Path) -> None:
@@ -55,11 +55,10 @@ def load_bit_weights(model: nn.Module, path: Path) -> None:
         ),
     ]
     if differences:
-        rest = len(differences) - SHOWN_DIFFERENCES
-        shown = "; ".join(differences[:SHOWN_DIFFERENCES]) + (f"; and {rest} more" if rest > 0 else "")
         raise StudyError(
-            f"{path} does not fit the network: {shown}. Depth, width and 3 input channels must be those of the file, "
-            f"only the number of classes may differ. BiT-M-R50x1.npz fits timm:resnetv2_50x1_bit, and so on."
+            f"{path} does not fit the network: {shortened(differences)}. Depth, width and 3 input channels "
+            f"must be those of the file, only the number of classes may differ. BiT-M-R50x1.npz fits "
+            f"timm:resnetv2_50x1_bit, and so on."
         )
     with torch.no_grad():
         for name, parameter in own.items():

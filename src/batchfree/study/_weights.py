@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from batchfree.errors import StudyError
+from batchfree.errors import ArgumentError, StudyError
 from batchfree.study._bit_weights import load_bit_weights
+from batchfree.weights import misfit, read_safetensors
 
 __all__ = ["load_state", "load_weights"]
-
-SHOWN_DIFFERENCES = 6
 
 
 def load_weights(model: nn.Module, path: Path, num_classes: int) -> None:
@@ -26,11 +23,9 @@ def load_weights(model: nn.Module, path: Path, num_classes: int) -> None:
         load_bit_weights(model, path)
         return
     try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise StudyError(
-            f"{path} cannot be read: {error}. It must be a whole safetensors file. Copy or save it again."
-        ) from error
+        state = read_safetensors(path)
+    except ArgumentError as error:
+        raise StudyError(str(error)) from error
     load_state(model, state, num_classes, str(path))
 
 
@@ -47,19 +42,9 @@ def load_state(model: nn.Module, state: dict[str, Tensor], num_classes: int, sou
     others = {key for key in own.keys() & state.keys() if own[key].shape != state[key].shape}
     if _is_classifier(others, own, state, num_classes):
         state = state | {key: own[key] for key in others}
-        others = set()
-    # Networks saved before torch counted batches have no such entry.
-    missing = {key for key in own.keys() - state.keys() if not key.endswith(".num_batches_tracked")}
-    differences = [
-        *(f"{key} is missing" for key in sorted(missing)),
-        *(f"{key} is unknown" for key in sorted(state.keys() - own.keys())),
-        *(f"{key} is {tuple(state[key].shape)} for {tuple(own[key].shape)}" for key in sorted(others)),
-    ]
-    if differences:
-        rest = len(differences) - SHOWN_DIFFERENCES
-        shown = "; ".join(differences[:SHOWN_DIFFERENCES]) + (f"; and {rest} more" if rest > 0 else "")
+    if wrong := misfit(own, state):
         raise StudyError(
-            f"{source} does not fit the network: {shown}. Every entry must fit, but for a classifier of another number "
+            f"{source} does not fit the network: {wrong}. Every entry must fit, but for a classifier of another number "
             f"of classes. Pass the network that the weights were saved from."
         )
     model.load_state_dict(own | state)

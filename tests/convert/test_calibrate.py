@@ -1,54 +1,20 @@
 from __future__ import annotations
 
-import re
-import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-import timm
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from batchfree.convert import calibrate, convert
-from batchfree.errors import ArgumentError, ConversionError
 from batchfree.torch import GroupNorm
+from tests.convert.trained import affine, images, small_network, trained_like
 
 Array = npt.NDArray[np.float64]
-
-
-def trained_like(network: nn.Module, seed: int = 0) -> nn.Module:
-    """Random running statistics, weights of both signs and biases, as training would leave them."""
-    generator = torch.Generator().manual_seed(seed)
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            for buffer, low, high in ((module.running_mean, -1.0, 1.0), (module.running_var, 0.5, 2.0)):
-                if buffer is not None:
-                    buffer.uniform_(low, high, generator=generator)
-            if module.affine:
-                with torch.no_grad():
-                    module.weight.normal_(1, 0.7, generator=generator)
-                    module.bias.normal_(0, 0.3, generator=generator)
-    return network.eval()
-
-
-def small_network(dtype: torch.dtype = torch.float64) -> nn.Sequential:
-    torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.BatchNorm2d(32)]
-    return trained_like(nn.Sequential(*layers, nn.ReLU()).to(dtype))  # type: ignore[return-value]
-
-
-def images(count: int = 12, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(count, *(shape or (3, 9, 8)), generator=torch.Generator().manual_seed(1), dtype=dtype)
-
-
-def affine(network: nn.Module) -> list[Tensor]:
-    norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
-    return [value.detach().clone() for norm in norms for value in norm.parameters()]
 
 
 def input_of(network: nn.Module, name: str, batch: Tensor) -> Array:
@@ -324,73 +290,6 @@ def test_a_norm_without_running_statistics_is_fitted_to_its_batch() -> None:
     torch.testing.assert_close(given.mean((0, 2, 3)), original[0].bias.detach())
 
 
-class Failing(nn.Module):
-    def __init__(self, message: str) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(16)
-        self.message = message
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(x)
-        if self.message:
-            raise RuntimeError(self.message)
-        return y
-
-
-@pytest.mark.parametrize("broken", ["original", "converted"])
-def test_a_network_that_fails_midway_leaves_no_thread_and_no_change(broken: str) -> None:
-    original: Any = Failing("")
-    converted: Any = convert(original, num_groups=2)
-    (original if broken == "original" else converted).message = "out of luck"
-    before = affine(converted)
-    threads = threading.active_count()
-    with pytest.raises(ArgumentError, match="out of luck") as caught:
-        calibrate(converted, original, list(images(6, 16, 4, 4, dtype=torch.float32).split(2)))
-    assert isinstance(caught.value.__cause__, RuntimeError)
-    assert threading.active_count() == threads
-    assert all(torch.equal(a, b) for a, b in zip(affine(converted), before, strict=True))
-    assert original.training
-    assert converted.training
-    assert not converted.norm._forward_pre_hooks
-
-
-def with_nan(x: Tensor) -> Tensor:
-    x = x.clone()
-    x[2, 0, 1, 1] = torch.nan
-    return x
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (lambda: images()[:0], "no images"),
-        (list, "no images"),
-        (lambda: iter(()), "no images"),
-        (lambda: with_nan(images()), "NaN"),
-        (lambda: [images(), images() * torch.inf], "batch 1 .* NaN or infinity"),
-        (lambda: images(4, 5, 9, 8), r"cannot run on a batch of \(4, 5, 9, 8\)"),
-        (lambda: images().byte(), "cannot run"),
-        (lambda: 3, "int was given"),
-        (lambda: "images/", "str was given"),
-    ],
-    ids=["empty", "no-batch", "exhausted", "nan", "infinite", "shape", "bytes", "number", "path"],
-)
-def test_unusable_images_are_refused_and_nothing_changes(given: Callable[[], Any], message: str) -> None:
-    original = small_network()
-    converted = convert(original, num_groups=2)
-    before = affine(converted)
-    with pytest.raises(ArgumentError, match=message):
-        calibrate(converted, original, given())
-    assert all(torch.equal(a, b) for a, b in zip(affine(converted), before, strict=True))
-
-
-@pytest.mark.parametrize("shape", [(4, 5, 6, 6), (4,)])
-def test_images_that_reach_a_norm_with_other_channels_are_refused(shape: tuple[int, ...]) -> None:
-    original = nn.Sequential(trained_like(nn.BatchNorm2d(16)))
-    with pytest.raises(ArgumentError, match=re.escape(f"cannot run on a batch of {shape}")):
-        calibrate(convert(original, num_groups=2), original, torch.randn(shape))
-
-
 def test_labels_are_ignored_whatever_they_hold() -> None:
     original, batch = small_network(), images()
     converted, plain = convert(original, num_groups=2), convert(original, num_groups=2)
@@ -413,229 +312,7 @@ def test_a_batch_that_is_a_named_tuple_reaches_forward_as_one() -> None:
     assert all(row.fit_error is not None for row in report.rows)
 
 
-def test_infinities_inside_the_networks_are_refused_by_the_norms_name() -> None:
-    original: Any = small_network()
-    with torch.no_grad():
-        original[3].weight.fill_(torch.inf)
-    converted = convert(original, num_groups=2)
-    before = affine(converted)
-    with pytest.raises(ArgumentError, match="before the norm '4'"):
-        calibrate(converted, original, images())
-    assert all(torch.equal(a, b) for a, b in zip(affine(converted), before, strict=True))
-    original = small_network()
-    original[1].running_var[0] = torch.nan
-    with pytest.raises(ArgumentError, match="norm '1' holds NaN"):
-        calibrate(convert(original, num_groups=2), original, images())
-
-
-class Ordered(nn.Module):
-    def __init__(self, order: tuple[int, ...]) -> None:
-        super().__init__()
-        self.norms = nn.ModuleList(nn.BatchNorm2d(16) for _ in range(3))
-        self.order = order
-
-    def forward(self, x: Tensor) -> Tensor:
-        for index in self.order:
-            x = self.norms[index](x)
-        return x
-
-
-@pytest.mark.parametrize("order", [(0, 2, 1), (0, 1), (0, 1, 2, 2), ()])
-def test_networks_that_pass_other_norms_are_refused(order: tuple[int, ...]) -> None:
-    original: Any = Ordered((0, 1, 2))
-    converted: Any = convert(original, num_groups=2)
-    converted.order = order
-    before = affine(converted)
-    with pytest.raises(ConversionError, match="disagree in architecture"):
-        calibrate(converted, original, images(4, 16, 4, 4, dtype=torch.float32))
-    assert all(torch.equal(a, b) for a, b in zip(affine(converted), before, strict=True))
-
-
-def test_fused_sums_and_activations_are_fitted_as_the_plain_layers_are() -> None:
-    original = small(torchvision.models.resnet18(num_classes=4)).double()
-    batch = images(3, 3, 40, 40)
-    plain, fused = (convert(original, "ln", example_inputs=batch, fuse=fuse) for fuse in (False, True))
-    assert sum(module.activation is not None for module in fused.modules() if isinstance(module, GroupNorm)) > 8
-    wanted, given = calibrate(plain, original, batch), calibrate(fused, original, list(batch.split(1)))
-    for a, b in zip(affine(plain), affine(fused), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
-    errors = [[row.fit_error for row in report.rows] for report in (wanted, given)]
-    assert errors[0] == pytest.approx(errors[1], rel=1e-6)
-
-
-def test_batches_that_take_different_ways_are_refused() -> None:
-    class Either(Ordered):
-        def forward(self, x: Tensor) -> Tensor:
-            return self.norms[0 if len(x) > 1 else 1](x)
-
-    original = Either(())
-    with pytest.raises(ConversionError, match=r"different ways.*and one came to the norm"):
-        calibrate(convert(original, num_groups=2), original, [images(n, 16, 4, 4, dtype=torch.float32) for n in (2, 1)])
-
-
-def test_networks_that_do_not_fit_together_are_refused() -> None:
-    original = small_network()
-    converted: Any = convert(original, num_groups=2)
-    with pytest.raises(ConversionError, match="no Group Norm"):
-        calibrate(original, original, images())
-    with pytest.raises(ConversionError, match="no Group Norm"):
-        calibrate(original, converted, images())
-    converted[4] = nn.Identity()
-    with pytest.raises(ConversionError, match="4: a BatchNorm2d in the original, a Identity here"):
-        calibrate(converted, original, images())
-    converted[4] = GroupNorm(2, 64)
-    with pytest.raises(ConversionError, match="32 channels in the original, 64 here"):
-        calibrate(converted, original, images())
-    with pytest.raises(ArgumentError, match="Did you mean keep"):
-        calibrate(converted, original, images(), groups="kep")  # type: ignore[arg-type]
-
-
-class TwoInputs(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.left, self.right = nn.BatchNorm1d(16), nn.BatchNorm1d(8)
-
-    def forward(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        return self.left(left), self.right(right)
-
-
-def small(network: nn.Module) -> nn.Module:
-    torch.manual_seed(0)
-    return trained_like(network)
-
-
 FLOAT = torch.float32
-
-
-def labelled(network: nn.Module, batch: Any) -> Any:
-    return network(*batch)
-
-
-#: A network, its images, how it runs on a batch, and whether its outputs are class scores.
-KINDS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], Callable[[nn.Module, Any], Any] | None, bool]] = {
-    "audio": (
-        lambda: nn.Sequential(nn.Conv1d(2, 16, 5), nn.BatchNorm1d(16)),
-        lambda: images(4, 2, 50, dtype=FLOAT),
-        None,
-        False,
-    ),
-    "volume": (
-        lambda: nn.Sequential(nn.Conv3d(1, 16, 3), nn.BatchNorm3d(16)),
-        lambda: images(4, 1, 6, 6, 6, dtype=FLOAT),
-        None,
-        True,
-    ),
-    "vectors": (
-        lambda: nn.Sequential(nn.Linear(9, 16), nn.BatchNorm1d(16)),
-        lambda: images(8, 9, dtype=FLOAT),
-        None,
-        True,
-    ),
-    "inputs": (
-        TwoInputs,
-        lambda: [(images(4, 16, 20, dtype=FLOAT), images(4, 8, 3, dtype=FLOAT))],
-        labelled,
-        False,
-    ),
-    "named": (
-        TwoInputs,
-        lambda: {"left": images(4, 16, 20, dtype=FLOAT), "right": images(4, 8, 3, dtype=FLOAT)},
-        None,
-        False,
-    ),
-    "activated": (
-        lambda: timm.create_model("efficientnet_lite0", num_classes=5),
-        lambda: images(2, 3, 64, 64, dtype=FLOAT),
-        None,
-        True,
-    ),
-    "segmentation": (
-        lambda: torchvision.models.segmentation.lraspp_mobilenet_v3_large(
-            weights=None, weights_backbone=None, num_classes=4
-        ),
-        lambda: images(2, 3, 64, 64, dtype=FLOAT),
-        None,
-        True,
-    ),
-    "video": (
-        lambda: torchvision.models.video.mc3_18(num_classes=3),
-        lambda: images(2, 3, 4, 32, 32, dtype=FLOAT),
-        None,
-        True,
-    ),
-}
-
-
-def first_output(output: Any) -> Tensor:
-    if isinstance(output, dict):
-        return output["out"]
-    return output if isinstance(output, Tensor) else output[0]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_network_comes_nearer_to_its_original(kind: str) -> None:
-    build, given, forward, has_scores = KINDS[kind]
-    original = small(build())
-    converted, copied = convert(original, "ln"), convert(original, "ln")
-    report = calibrate(converted, original, given(), forward=forward)
-    assert all(row.fit_error is not None and row.fit_error < 1.42 for row in report.rows)
-    assert (report.top1_agreement is not None) == has_scores
-    assert report.relative_error is not None
-    run = forward or (lambda network, batch: network(**batch) if isinstance(batch, dict) else network(batch))
-    batch = given()[0] if kind == "inputs" else given()
-    with torch.no_grad():
-        wanted, ours, theirs = (first_output(run(network, batch)) for network in (original, converted, copied))
-    assert (ours - wanted).norm() < (theirs - wanted).norm()
-
-
-def test_a_detector_is_calibrated_on_lists_of_images() -> None:
-    original: Any = small(
-        torchvision.models.detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=3)
-    )
-    scenes = list(images(2, 3, 64, 48, dtype=FLOAT))
-    converted, copied = convert(original, "ln"), convert(original, "ln")
-    report = calibrate(converted, original, [scenes], forward=lambda network, batch: network(batch))
-    assert all(row.fit_error is not None and not row.note for row in report.rows)
-    assert report.top1_agreement is None
-    with torch.no_grad():
-        batch = original.transform(scenes)[0].tensors
-        wanted, ours, theirs = (
-            torch.cat([maps.flatten() for maps in network.backbone(batch).values()])  # type: ignore[operator]
-            for network in (original, converted, copied)
-        )
-    assert (ours - wanted).norm() < (theirs - wanted).norm()
-
-
-class Proposals(nn.Module):
-    """A detector's shape: as many boxes as score well enough, a norm over them, and a list of dicts."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.BatchNorm2d(16), nn.BatchNorm2d(16)
-
-    def forward(self, x: Tensor) -> list[dict[str, Tensor]]:
-        maps = self.body(x)
-        boxes = self.head(maps[maps.amax((1, 2, 3)) > 3.5])
-        return [{"boxes": box.mean((1, 2))} for box in boxes]
-
-
-def test_regions_that_differ_in_number_are_fitted_by_their_moments() -> None:
-    original = trained_like(Proposals().double())
-    converted: Any = convert(original, num_groups=2)
-    boxes: dict[str, Tensor] = {}
-    old_head: Any = original.head
-    old_head.register_forward_pre_hook(lambda _, given: boxes.update(old=given[0]))
-    converted.head.register_forward_pre_hook(lambda _, given: boxes.update(new=given[0]))
-    brightness = torch.linspace(0.2, 3, 9, dtype=torch.float64).reshape(-1, 1, 1, 1)
-    report = calibrate(converted, original, images(9, 16, 6, 6) * brightness)
-    old, new = boxes["old"], boxes["new"]
-    assert 0 < len(old) != len(new) > 0
-    assert report.rows[1].fit_error is None
-    assert report.relative_error is None
-    t = old_head(old).detach()
-    z = nn.functional.group_norm(new, 2)
-    expected = t.std((0, 2, 3), correction=0) / z.std((0, 2, 3), correction=0)
-    torch.testing.assert_close(converted.head.weight.detach().abs(), expected)
 
 
 def test_auto_eps_takes_the_best_of_its_candidates_and_reports_it() -> None:
@@ -648,7 +325,7 @@ def test_auto_eps_takes_the_best_of_its_candidates_and_reports_it() -> None:
     x = batch.numpy()
     typical = x.reshape(9, -1).var(1).mean()
     errors = {}
-    for eps in (1e-5, *(share * typical for share in (0.1, 0.3, 1, 3, 10))):
+    for eps in (1e-5, *(share * typical for share in (0.1, 0.3, 1))):
         norm: Any = nn.Sequential(GroupNorm(1, 16, eps=eps, dtype=torch.float64))
         errors[eps] = calibrate(norm, original, batch).rows[0].fit_error or 0.0
     best = min(errors, key=lambda eps: errors[eps])
@@ -658,13 +335,3 @@ def test_auto_eps_takes_the_best_of_its_candidates_and_reports_it() -> None:
     assert (report.rows[0].fit_error or 1) < 0.7 * (kept.rows[0].fit_error or 0.0)
     again = calibrate(converted, original, batch, eps="auto")  # not from what it chose before
     assert again.eps == report.eps
-
-
-def test_a_failure_puts_groups_and_eps_back_too() -> None:
-    original: Any = Failing("")
-    converted: Any = convert(original, num_groups=2)
-    converted.message = "out of luck"
-    brightness = torch.linspace(0.2, 3, 6).reshape(-1, 1, 1, 1)
-    with pytest.raises(ArgumentError, match="out of luck"):
-        calibrate(converted, original, images(6, 16, 4, 4, dtype=FLOAT) * brightness, groups="auto", eps="auto")
-    assert (converted.norm.num_groups, converted.norm.eps) == (2, 1e-5)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from batchfree.convert import calibrate, convert, recover
 from batchfree.errors import ArgumentError
-from tests.convert.test_calibrate import affine, images, trained_like
+from tests.convert.trained import affine, images, trained_like
 
 
 def classifier() -> nn.Sequential:

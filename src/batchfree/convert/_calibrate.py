@@ -59,9 +59,9 @@ def calibrate(
             that each network needs at one time are held for all images together.
         groups: "keep" the numbers of groups; "auto": choose each norm's by the same fit, with at least 8 channels and
             8 values per group where the norm has them. The report's `groups` rebuild that network with `convert`.
-        eps: "keep" each norm's epsilon; "auto": choose it by the same fit, up to ten times the variance of its groups.
-            Such a norm takes away less of what tells images apart, as the old one did, and so keeps more of a
-            trained network; the report's `eps` rebuild it.
+        eps: "keep" each norm's epsilon; "auto": choose it by the same fit, up to the variance of its groups. Such a
+            norm takes away less of what tells images apart, as the old one did, and so keeps more of most trained
+            networks; the report's `eps` rebuild it.
         forward: how a network runs on one batch, for several inputs: `lambda network, batch: network(*batch)`.
         on_progress: called with how many norms are fitted, and how many there are.
 

@@ -137,8 +137,8 @@ def _normalize(split: _Split, x: Any, gamma: Any, beta: Any, mask: Any) -> Any:
 def _reduces_in_one(channels: Channels, channels_per_group: int, rank: int) -> bool:
     """Whether positions and a group's channels are reduced at once, not one after the other.
 
-    JAX's XLA does that well over a long run of neighbours (0.5 to 0.7 of the time on (8, 14, 14, 1024), 32 channels
-    per group), and badly over a short one (5 times as long on (8, 56, 56, 64), 2 channels).
+    JAX's XLA is faster at that over a long run of neighbours, (8, 14, 14, 1024) with 32 channels per group, and several
+    times slower over a short one, (8, 56, 56, 64) with 2: see `benchmarks.keras_group_norm`, which times both shapes.
     """
     return keras.backend.backend() == "jax" and channels.last == rank - 1 and channels_per_group >= LONG_RUN
 
@@ -150,9 +150,8 @@ def _grouped_parameter(values: Any, grouped: tuple[int, ...], dtype: str, defaul
 def _merge_positions(x: Any, channels: Channels) -> tuple[Any, int]:
     """`x` with one channel dimension, and where it is.
 
-    TensorFlow gets all positions before and after the channels as one dimension each: its XLA reduces one dimension up
-    to 3x faster than two. JAX's XLA is the other way round at batch 1 (a training step on (1, 56, 56, 256) takes 3x
-    as long when flattened), so there the spatial dimensions stay.
+    TensorFlow gets all positions before and after the channels as one dimension each, which its XLA reduces faster than
+    two. JAX's XLA is the other way round at batch 1, as on (1, 56, 56, 256), so there the spatial dimensions stay.
     """
     sizes = ops.shape(x)
     before, after = sizes[1 : channels.first], sizes[channels.last + 1 :]
@@ -209,8 +208,8 @@ def _runner() -> Callable[[_Split, Any, Any, Any, Any], Any]:
 
 
 def _normalize_as_graph(split: _Split, x: Any, gamma: Any, beta: Any, mask: Any) -> Any:
-    # Thirty eager TensorFlow operators cost more than the arithmetic of a small map: (1, 14, 14, 256) took 3.4 ms, and
-    # 0.7 ms as one graph. Not XLA, which would compile anew for each image size.
+    # Thirty eager TensorFlow operators cost more than the arithmetic of a small map. Not XLA, which would compile anew
+    # for each image size.
     tensors = [one for one in (x, gamma, beta, mask) if one is not None]
     described = tuple((keras.backend.standardize_dtype(one.dtype), len(one.shape)) for one in tensors)
     run = _graph(split, described, (gamma is not None, beta is not None, mask is not None))

@@ -49,8 +49,8 @@ SCHEMA_VERSION = 2
 
 Norm: TypeAlias = Literal["none", "bn", "bn-frozen", "bn+ws", "gn", "gn+ws", "ln", "in"]
 #: How a run starts. `scratch`: from its seed, or from `weights`. The others from the trained network of another run of
-#: its seed: `trained` goes on with it; of `fresh` its Group Norms are new, of `copied` they have Batch Norm's weight and
-#: bias, of `calibrated` they are fitted to it, and `recovered` is distilled from it on top.
+#: its seed: `trained` goes on with it. In its copies with Group Norm the norms are `fresh`, have Batch Norm's weight
+#: and bias `copied`, or are `calibrated` to it; `recovered` is distilled from it on top.
 Start: TypeAlias = Literal["scratch", "trained", "fresh", "copied", "calibrated", "recovered"]
 #: `done`: all epochs ran. `diverged`: the loss stopped being finite. `failed`: it crashed or was killed. `out of
 #: memory`, `timed out`: it hit a limit. `skipped`: its network cannot be built.
@@ -134,8 +134,8 @@ class CellConfig(Record):
     def _start_has_its_network(self) -> Self:
         if (self.start == "scratch") != (self.pretraining is None):
             raise ValueError(
-                f"start={self.start} with pretraining={self.pretraining}: every start but scratch is from the network of "
-                f"another cell, which pretraining names"
+                f"start={self.start} with pretraining={self.pretraining}: every start but scratch is from the network "
+                f"of another cell, which pretraining names"
             )
         return self
 

@@ -182,8 +182,8 @@ def _load_trained(config: CellConfig, folder: Path) -> State | None:
     path = folder.resolve().parent / config.pretraining / TRAINED
     if not path.exists():
         raise StudyError(
-            f"{path} is not there. This cell starts from the network that the cell {config.pretraining} trains and "
-            f"leaves there. Run that one first, with --out {path.parent}; if it has its result.json, delete that folder."
+            f"{path} is not there. This cell starts from the network that the cell {config.pretraining} leaves "
+            f"there. Run that one first, with --out {path.parent}; if that folder has a result.json, delete it."
         )
     return load_trained(path)
 

@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from batchfree.errors import RecordError
 from batchfree.records import write_atomically
 
-__all__ = ["TrainingState", "has_checkpoint", "load_checkpoint", "remove_checkpoints", "save_checkpoint", "tensors_digest"]
+__all__ = [
+    "TrainingState",
+    "has_checkpoint",
+    "load_checkpoint",
+    "remove_checkpoints",
+    "save_checkpoint",
+    "tensors_digest",
+]
 
 
 @dataclass

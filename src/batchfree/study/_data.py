@@ -84,7 +84,7 @@ class ImageData:
         from torchvision.transforms.v2.functional import rotate
 
         def turn(images: Tensor) -> Tensor:
-            return torch.cat([rotate(part, degrees, InterpolationMode.BILINEAR) for part in _parts(images)])
+            return torch.cat([rotate(part, degrees, InterpolationMode.BILINEAR) for part in _in_parts(images)])
 
         return replace(self, train_images=turn(self.train_images), validation_images=turn(self.validation_images))
 
@@ -123,9 +123,9 @@ def _first(part: str, order: Tensor, count: int) -> Tensor:
     return order[:count]
 
 
-def _parts(images: Tensor) -> Sequence[Tensor]:
+def _in_parts(images: Tensor) -> Sequence[Tensor]:
     """What resizing and turning compute with takes more room than bytes."""
-    return images.split(AT_ONCE)
+    return torch.split(images, AT_ONCE)
 
 
 def resolve_data(data: str) -> str:
@@ -239,6 +239,6 @@ def _resized(data: ImageData, image_size: int | None) -> ImageData:
     from torchvision.transforms.v2.functional import resize  # takes a second, and most studies do without
 
     def fit(images: Tensor) -> Tensor:
-        return torch.cat([resize(part, [image_size, image_size], antialias=True) for part in _parts(images)])
+        return torch.cat([resize(part, [image_size, image_size], antialias=True) for part in _in_parts(images)])
 
     return replace(data, train_images=fit(data.train_images), validation_images=fit(data.validation_images))

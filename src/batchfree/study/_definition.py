@@ -192,8 +192,8 @@ def _pretraining(where: str, before: Table | None, settings: Table, arms: Sequen
         return None
     if before is None:
         raise StudyError(
-            f"{where}: start = {plain(started[0].start)} was given, and no [pretraining], whose network it starts from. "
-            f"Add that table with the settings in which the pre-training differs, or pass start = \"scratch\"."
+            f"{where}: start = {plain(started[0].start)} was given, and no [pretraining] whose network it starts "
+            f'from. Add that table with the settings in which the pre-training differs, or pass start = "scratch".'
         )
     trained = _expand(f"{where}, [pretraining]", [before], {**settings, "seeds": max(arm.seeds for arm in started)})
     problems = []
@@ -201,15 +201,15 @@ def _pretraining(where: str, before: Table | None, settings: Table, arms: Sequen
         problems.append("a list was given, and one network per seed is trained. Name one value of each key")
     if (trained[0].norm, trained[0].start) != ("bn", "scratch"):
         problems.append(
-            f"norm = {plain(trained[0].norm)} and start = {plain(trained[0].start)} were given. The others start from a "
-            f'network with Batch Norm. Pass norm = "bn" and start = "scratch"'
+            f"norm = {plain(trained[0].norm)} and start = {plain(trained[0].start)} were given. The others start from "
+            f'a network with Batch Norm. Pass norm = "bn" and start = "scratch"'
         )
     if trained[0].seeds < max(arm.seeds for arm in started):
         problems.append(f"seeds = {trained[0].seeds} is less than those of the arms that start from it. Leave it out")
     if others := sorted({arm.model for arm in started} - {trained[0].model}):
         problems.append(
-            f"model = {plain(trained[0].model)} is trained, and arms start from it with {', '.join(others)}. One network "
-            f"is trained per seed. Pass one model for all"
+            f"model = {plain(trained[0].model)} is trained, and arms start from it with {', '.join(others)}. One "
+            f"network is trained per seed. Pass one model for all"
         )
     if problems:
         raise StudyError(f"{where}, [pretraining]: {'; '.join(problems)}.")

@@ -14,7 +14,7 @@ __all__ = ["FrozenBatchNorm2d", "with_frozen_batch_norm"]
 class FrozenBatchNorm2d(GhostBatchNorm2d):
     """`torch.nn.BatchNorm2d` that normalises by its running statistics in training too, and learns nothing.
 
-    Statistics, weight and bias are all fixed, as in torchvision's `FrozenBatchNorm2d` and in Keras's `trainable = False`;
+    Statistics, weight and bias are fixed, as in torchvision's `FrozenBatchNorm2d` and Keras's `trainable = False`;
     unlike torchvision's, it keeps the names of the state and what timm's `BatchNormAct2d` does after normalising.
     """
 

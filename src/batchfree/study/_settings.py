@@ -136,8 +136,8 @@ class ArmSettings(BaseModel):
             )
         if self.start == "scratch" and self.norm == "bn-frozen":
             found.append(
-                "norm = 'bn-frozen' was given with start = 'scratch', where Batch Norm has learnt nothing to freeze. It "
-                "needs start = 'trained'. Pass that, and a [pretraining] table"
+                "norm = 'bn-frozen' was given with start = 'scratch', where Batch Norm has learnt nothing to freeze. "
+                "It needs start = 'trained'. Pass that, and a [pretraining] table"
             )
         if self.groups != "auto" and self.channels_per_group is not None:
             found.append(

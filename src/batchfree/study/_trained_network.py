@@ -1,4 +1,4 @@
-"""The network that a pre-training leaves for the cells that start from it: its state in a safetensors file with a digest."""
+"""The network that a pre-training leaves for the cells that start from it: a safetensors file with a digest."""
 
 from __future__ import annotations
 
@@ -45,4 +45,6 @@ def load_trained(path: Path) -> State:
     return state
 
 
-_MEND = "It must be as the pre-training wrote it. Delete {} and run the study again: the pre-training gives the same bits."
+_MEND = (
+    "It must be as the pre-training wrote it. Delete {} and run the study again: the pre-training gives the same bits."
+)

@@ -161,7 +161,7 @@ def _override(where: str, tables: Sequence[Table], settings: Table, overrides: T
             for table in kept:
                 if isinstance(table.get(key), list):
                     table[key] = values
-                elif not isinstance(value, list) and RIVALS.get(key) not in table:
+                elif key not in table and RIVALS.get(key) not in table:
                     table[key] = value
             if not kept:
                 raise StudyError(

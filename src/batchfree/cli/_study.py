@@ -71,7 +71,7 @@ def run(
     ] = None,
     weights: Annotated[str | None, typer.Option(help="pretrained, or a .safetensors or .npz file.")] = None,
     norms: Annotated[
-        str | None, typer.Option(help="Which arms: none, bn, bn+ws, gn, gn+ws, ln, in; by commas.")
+        str | None, typer.Option(help="Which arms: none, bn, bn-frozen, bn+ws, gn, gn+ws, ln, in; by commas.")
     ] = None,
     norm_batch: Annotated[
         str | None, typer.Option(help="How many images share Batch Norm's statistics, by commas.")

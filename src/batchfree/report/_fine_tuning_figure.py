@@ -8,7 +8,7 @@ from typing import Literal
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from batchfree.records import Start
 from batchfree.report._arms import Arm, Arms
@@ -28,7 +28,7 @@ GROUP_NORM_LOOKS: dict[Start, Look] = {
 }
 #: What makes no panels.
 LINE_AXES = ("norm", "start")
-TICKS_PERCENT = (1, 2, 5, 10, 20, 30, 40, 60, 90)
+TICKS_PERCENT = (0.2, 0.5, 1, 2, 5, 10, 15, 20, 30, 40, 60, 90)
 
 
 def fine_tuning_figure(arms: Arms) -> Figure:
@@ -62,7 +62,9 @@ def _drawing(panels: Sequence[PanelArms], rows: int, legend_columns: int) -> Cal
             axes.set_ylabel(ERROR.label)
         handles = [_handle(arm) for arm in {_line_label(arm): arm for panel in panels for arm in panel.arms}.values()]
         if handles:
-            canvas.legend(handles=handles, loc="outside upper left", ncols=legend_columns, columnspacing=1.5)
+            canvas.legend(
+                handles=handles, loc="outside upper left", ncols=legend_columns, columnspacing=1.5, handlelength=3.2
+            )
 
     return draw
 
@@ -87,8 +89,8 @@ def _draw_panel(axes: Axes, panel: PanelArms) -> None:
             markeredgecolor="white",
         )
     axes.set_yscale("log")
-    axes.set_yticks(TICKS_PERCENT)
-    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_major_locator(FixedLocator(TICKS_PERCENT))  # which leaves the limits to the lines
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.minorticks_off()
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
 

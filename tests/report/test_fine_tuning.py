@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ def fine_tuning() -> SampleStudy:
         name="fine-tune", figure="fine-tuning", axes=("norm", "start", "norm_batch"), compare=(AGAINST_CALIBRATED,)
     )
     study.add("bn", 32, {0: 5.0, 1: 6.0}, keeps_weights=True, half="first")
-    trained = {"pretraining": "bn-n32", "half": "second", "rotation": 30.0}
+    trained: dict[str, Any] = {"pretraining": "bn-n32", "half": "second", "rotation": 30.0}
     for norm_batch in (4, 2):
         study.add("bn", norm_batch, {0: 20.0, 1: 21.0}, start="trained", **trained)
     study.add("bn-frozen", None, {0: 18.0, 1: 18.5}, start="trained", **trained)

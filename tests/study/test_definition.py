@@ -219,7 +219,7 @@ def test_every_start_from_trained_weights_has_one_learning_rate_and_it_is_no_axi
 
 
 def test_fine_tuning_pairs_every_seed_with_one_run_of_each_batch_free_arm() -> None:
-    cells = cells_of("fine-tune", seeds=2, **{"pretraining.train_images": 160})
+    cells = cells_of("fine-tune", seeds=2)
     assert [(cell.norm, cell.norm_batch) for cell in cells if cell.keeps_weights] == [("bn", 32)] * 2
     arms = [(cell.norm, cell.start, cell.norm_batch) for cell in cells if cell.seed == 0 and not cell.keeps_weights]
     assert arms == [

@@ -34,7 +34,7 @@ def test_it_is_torchvisions_in_training_too_gradients_included() -> None:
     assert gradient is not None
     assert expected_gradient is not None
     assert_close(gradient, expected_gradient)
-    assert all(torch.equal(network[0].state_dict()[name], value) for name, value in norm.state_dict().items())
+    assert all(torch.equal(network.state_dict()[f"0.{name}"], value) for name, value in norm.state_dict().items())
     assert not any(parameter.requires_grad for parameter in network.parameters())
     assert norm.weight.requires_grad, "the network it was made of is left as it was"
 

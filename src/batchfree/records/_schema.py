@@ -186,7 +186,9 @@ class Comparison(BaseModel):
 
     title: str
     reference: dict[str, str | int | float | bool]
-    only: dict[str, str | int | float | bool] = {}  # arms that take part; all where empty
+    only: dict[
+        str, str | int | float | bool
+    ] = {}  # arms that take part, as far as they see these axes; all where empty
 
 
 class ReportSpec(BaseModel):

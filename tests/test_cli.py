@@ -104,7 +104,10 @@ def test_unknown_studies_and_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('name = "mine"\ntitle = "Mine"\n[[arms]]\nnorm = ["bn", "gm"]\n')
     for word, expected in (
         ("norm-bach", "Did you mean norm-batch"),
-        ("mine.toml", "mine.toml: unknown norm 'gm'. Allowed: none, bn, bn+ws, gn, gn+ws, ln, in. Did you mean gn?"),
+        (
+            "mine.toml",
+            "mine.toml: unknown norm 'gm'. Allowed: none, bn, bn-frozen, bn+ws, gn, gn+ws, ln, in. Did you mean gn?",
+        ),
         ("other.toml", "cannot be read"),
     ):
         done = batchfree_command("study", word, "--out", "out", cwd=tmp_path)

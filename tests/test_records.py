@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from batchfree.errors import RecordError
 from batchfree.records import (
@@ -55,8 +56,34 @@ def test_the_id_follows_every_setting_but_the_place_of_the_files() -> None:
     assert CONFIG.model_copy(update={"norm": "bn", "norm_batch": 4}).cell_id.startswith("bn-n4-s3-")
 
 
+def test_a_cell_of_before_there_was_fine_tuning_keeps_its_id() -> None:
+    assert CONFIG.cell_id == "gn-ws-s3-48caeaf258"  # as the schema without these fields gave it
+    for change in ({"half": "first"}, {"rotation": 1.0}, {"keeps_weights": True}):
+        assert CONFIG.model_copy(update=change).cell_id != CONFIG.cell_id
+
+
+def test_an_arm_is_the_same_for_every_seed_and_another_for_every_start() -> None:
+    started = CONFIG.model_copy(update={"start": "copied", "pretraining": "bn-s3-0"})
+    other_seed = started.model_copy(update={"seed": 4, "pretraining": "bn-s4-0"})
+    assert started.cell_id.startswith("gn-ws-copied-s3-")
+    assert started.arm_id == other_seed.arm_id
+    fresh = started.model_copy(update={"start": "fresh"})
+    assert len({CONFIG.arm_id, started.arm_id, fresh.arm_id}) == 3
+
+
+@pytest.mark.parametrize("fields", [{"start": "copied"}, {"pretraining": "bn-s0-0"}])
+def test_a_start_and_its_pre_training_come_together(fields: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match="every start but scratch is from the network of another cell"):
+        CellConfig.model_validate({**CONFIG.model_dump(), **fields})
+
+
 def test_the_assignments_make_the_configuration_again() -> None:
-    for config in (CONFIG, CONFIG.model_copy(update={"groups": 8, "norm_batch": 2, "data": "/a path/with = signs"})):
+    started = {"start": "copied", "pretraining": "bn-s3-0", "half": "second", "rotation": 30.0, "keeps_weights": True}
+    for config in (
+        CONFIG,
+        CONFIG.model_copy(update=started),
+        CONFIG.model_copy(update={"groups": 8, "norm_batch": 2, "data": "/a path/with = signs"}),
+    ):
         words = shlex.split(config.command("some where"))
         assert words[:2] == ["batchfree", "cell"]
         assert words[-2:] == ["--out", "some where"]
@@ -78,6 +105,14 @@ def test_the_error_is_the_median_of_the_last_five_epochs() -> None:
 )
 def test_the_error_of_a_short_run_is_of_its_last_half(errors: tuple[float, ...], median: float) -> None:
     assert summarise("id", epochs(*errors), []).error_percent == median
+
+
+def test_the_error_before_the_first_step_is_apart_from_the_epochs() -> None:
+    before = EpochMetrics(epoch=0, train_loss=None, validation_loss=9.0, error_percent=1.0)
+    result = summarise("id", [before, *epochs(50, 20, 30)], [])
+    assert result.initial_error_percent == 1.0
+    assert (result.error_percent, result.best_error_percent) == (25, 20)
+    assert summarise("id", epochs(50, 20, 30), []).initial_error_percent is None
 
 
 def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,13 @@ def quick_study(**overrides: object) -> Study:
     return load_study("norm-batch", overrides={**quick, **overrides})
 
 
+def quick_fine_tuning(**overrides: object) -> Study:
+    """One epoch on 160 turned digits in every arm at norm batch 2, after two on 320 upright ones."""
+    quick = {"train_images": 160, "epochs": 1, "seeds": 1, "norm_batch": [2]}
+    before = {"pretraining.train_images": 320, "pretraining.epochs": 2}
+    return load_study("fine-tune", overrides={**quick, **before, **overrides})
+
+
 def cells_of(study: Study) -> tuple[CellConfig, ...]:
     return study.cells(study.load())
 

@@ -149,3 +149,26 @@ def test_pets_are_read_at_the_size_and_split_asked_for(tmp_path: Path) -> None:
     assert load_data("pets", data_dir=str(tmp_path / "oxford-iiit-pet")).train_images.shape[1:] == (3, 128, 128)
     with pytest.raises(DataError, match="Did you mean official"):
         load_data("pets", data_dir=str(tmp_path), split="oficial")
+
+
+def test_no_image_is_in_both_halves_and_each_is_in_one() -> None:
+    numbered = torch.arange(101)
+    images = numbered.to(torch.uint8).reshape(-1, 1, 1, 1)
+    data = ImageData(images, numbered, images[:5], numbered[:5], ("one",))
+    halves = [set(data.take(half=half).train_labels.tolist()) for half in ("first", "second")]
+    assert not halves[0] & halves[1]
+    assert halves[0] | halves[1] == set(range(101))
+    assert set(data.take(20, half="second").train_labels.tolist()) < halves[1]
+    assert torch.equal(data.take(20, half="second").validation_images, data.validation_images)
+    with pytest.raises(DataError, match="51 training images were asked for; the data set has 50"):
+        data.take(51, half="first")
+
+
+def test_images_are_turned_counter_clockwise_in_both_parts() -> None:
+    data = load_data("digits").take(50)
+    turned = data.rotated(90.0)
+    assert torch.equal(turned.train_images, torch.rot90(data.train_images, dims=(2, 3)))
+    assert torch.equal(turned.validation_images, torch.rot90(data.validation_images, dims=(2, 3)))
+    assert turned.train_images.dtype == torch.uint8
+    assert data.rotated(30.0).fingerprint() == data.rotated(30.0).fingerprint() != data.fingerprint()
+    assert data.rotated(0.0) is data

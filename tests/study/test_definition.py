@@ -159,6 +159,78 @@ def test_a_bad_setting_is_refused(overrides: dict[str, Any], pattern: str) -> No
         cells_of("norm-batch", **overrides)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "pattern"),
+    [
+        (
+            'start = ["fresh"',
+            'start = ["trained", "fresh"',
+            "start = 'trained' was given with norm = 'gn'.*: bn, bn-frozen",
+        ),
+        (
+            'norm = "bn"\nstart = "trained"',
+            'norm = "bn"\nstart = "calibrated"',
+            "'calibrated' was given with norm = 'bn'",
+        ),
+        (
+            'norm = "bn-frozen"\nstart = "trained"',
+            'norm = "bn-frozen"',
+            "learnt nothing to freeze. .* start = 'trained'",
+        ),
+        ('[pretraining]\nnorm = "bn"', '[pretraining]\nnorm = "gn"', r'\[pretraining\]: norm = "gn".*Pass norm = "bn"'),
+        ("[pretraining]\n", '[pretraining]\nmodel = "resnet14"\n', "arms start from it with resnet8.*Pass one model"),
+        ("[pretraining]\n", "[pretraining]\nseeds = 2\n", "seeds = 2 is less than"),
+        ("[pretraining]\n", "[pretraining]\nepochs = [1, 2]\n", "a list was given, and one network per seed"),
+        ("[pretraining]\n", "[pretraining]\nepocs = 2\n", "Did you mean epochs"),
+        ("[presets.small.pretraining]\n", "[presets.small.pretraining]\nepocs = 2\n", "Did you mean epochs"),
+        ('half = "first"', 'half = "third"', "third"),
+        ('start = ["fresh"', 'start = ["fesh"', "Did you mean fresh"),
+    ],
+)
+def test_a_pre_training_or_a_start_that_does_not_fit_is_refused(
+    old: str, new: str, pattern: str, tmp_path: Path
+) -> None:
+    text = study_text("fine-tune")
+    assert old in text
+    path = tmp_path / "mine.toml"
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(StudyError, match=pattern):
+        load_study(path)
+
+
+def test_a_start_needs_a_pre_training_and_only_a_study_with_one_takes_its_settings() -> None:
+    with pytest.raises(StudyError, match=r"no \[pretraining\] whose network.*Add that table"):
+        load_study("norms", overrides={"norm": ["gn"], "start": "copied"})
+    with pytest.raises(StudyError, match=r"pretraining.epochs was given, and norms has no \[pretraining\]"):
+        load_study("norms", overrides={"pretraining.epochs": 2})
+    from_scratch = load_study("fine-tune", overrides={"start": "scratch", "train_images": 160})
+    assert from_scratch.pretraining is None
+    assert not any(cell.keeps_weights for cell in from_scratch.cells(from_scratch.load()))
+
+
+def test_every_start_from_trained_weights_has_one_learning_rate_and_it_is_no_axis() -> None:
+    for overrides, rate in (({}, 0.01), ({"learning_rate": 0.02}, 0.02)):
+        study = load_study("fine-tune", overrides=overrides)
+        assert {arm.learning_rate for arm in study.arms if arm.start != "scratch"} == {rate}
+        assert study.axes == ("norm", "start", "norm_batch")
+    assert {arm.learning_rate for arm in load_study("fine-tune").arms if arm.start == "scratch"} == {0.1}
+    shared = load_study("fine-tune", overrides={"learning_rate": [0.01, 0.1]})
+    assert "learning_rate" in shared.axes
+
+
+def test_fine_tuning_pairs_every_seed_with_one_run_of_each_batch_free_arm() -> None:
+    cells = cells_of("fine-tune", seeds=2)
+    assert [(cell.norm, cell.norm_batch) for cell in cells if cell.keeps_weights] == [("bn", 32)] * 2
+    arms = [(cell.norm, cell.start, cell.norm_batch) for cell in cells if cell.seed == 0 and not cell.keeps_weights]
+    assert arms == [
+        *(("bn", "trained", norm_batch) for norm_batch in (4, 2, 1)),
+        ("bn-frozen", "trained", None),
+        *(("gn", start, None) for start in ("fresh", "copied", "calibrated", "recovered")),
+        *(("bn", "scratch", norm_batch) for norm_batch in (4, 2, 1)),
+        ("gn", "scratch", None),
+    ]
+
+
 def test_names_are_refused_with_the_nearest_ones() -> None:
     with pytest.raises(StudyError, match="Did you mean norm-batch"):
         load_study("norm-bach")

@@ -53,6 +53,7 @@ def test_several_workers_find_what_one_finds(shared: Path, norm: str) -> None:
     assert [epoch.error_percent for epoch in many] == [epoch.error_percent for epoch in one]
     assert [epoch.recomputed_error_percent for epoch in many] == [epoch.recomputed_error_percent for epoch in one]
     for losses, expected in zip(many, one, strict=True):
+        assert expected.train_loss is not None
         actual = np.array([losses.train_loss, losses.validation_loss], np.float32)
         assert_close(actual, [expected.train_loss, expected.validation_loss])
     weights, expected_weights = (

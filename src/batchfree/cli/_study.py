@@ -36,7 +36,7 @@ study_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     help="Train one network in several arms and compare them. `batchfree study NAME` runs a built-in study: "
-    "norm-batch, norms, groups, depth, vgg, pets, bit or recipe; a path runs the study in that TOML file.",
+    "norm-batch, norms, groups, depth, vgg, pets, bit, recipe or fine-tune; a path runs the study in that TOML file.",
 )
 
 Jobs = Annotated[int | None, typer.Option(help="Runs at the same time. [default: as many as cores]")]
@@ -71,7 +71,7 @@ def run(
     ] = None,
     weights: Annotated[str | None, typer.Option(help="pretrained, or a .safetensors or .npz file.")] = None,
     norms: Annotated[
-        str | None, typer.Option(help="Which arms: none, bn, bn+ws, gn, gn+ws, ln, in; by commas.")
+        str | None, typer.Option(help="Which arms: none, bn, bn-frozen, bn+ws, gn, gn+ws, ln, in; by commas.")
     ] = None,
     norm_batch: Annotated[
         str | None, typer.Option(help="How many images share Batch Norm's statistics, by commas.")

@@ -51,7 +51,7 @@ def print_status(out: Path) -> None:
     for cell in cells:
         state, note = _state(out / "cells" / cell.config.cell_id, cell)
         error = cell.result.error_percent if cell.result else None
-        progress = f"{len(cell.metrics)}/{cell.config.epochs}"
+        progress = f"{sum(metrics.epoch > 0 for metrics in cell.metrics)}/{cell.config.epochs}"
         table.add_row(cell.config.cell_id, state, progress, "" if error is None else f"{error:.2f} %", note)
     console.print(table)
     counts = Counter(_state(out / "cells" / cell.config.cell_id, cell)[0] for cell in cells)

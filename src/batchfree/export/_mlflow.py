@@ -71,6 +71,7 @@ def _totals(cell: CellRecord) -> dict[str, float]:
     if cell.result is not None:
         found |= {
             "result_error_percent": cell.result.error_percent,
+            "result_initial_error_percent": cell.result.initial_error_percent,
             "result_final_error_percent": cell.result.final_error_percent,
             "result_best_error_percent": cell.result.best_error_percent,
             "result_recomputed_error_percent": cell.result.recomputed_error_percent,

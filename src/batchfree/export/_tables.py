@@ -25,12 +25,14 @@ _KINDS: dict[str, Kind] = {
         int,
     ),
     **dict.fromkeys(
-        ("learning_rate", "momentum", "weight_decay", "error_percent", "final_error_percent", "best_error_percent",
+        ("learning_rate", "momentum", "weight_decay", "rotation", "error_percent", "initial_error_percent",
+         "final_error_percent", "best_error_percent",
          "recomputed_error_percent", "validation_loss", "train_loss", "seconds", "training_seconds",
          "seconds_per_step"),
         float,
     ),
     "zero_gamma": bool,
+    "keeps_weights": bool,
 }  # fmt: skip
 PERCENTILES = (1, 20, 80, 99)
 

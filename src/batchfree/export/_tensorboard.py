@@ -45,10 +45,11 @@ def write_tensorboard(study: StudyRecord, cells: Sequence[CellRecord], folder: P
 def scalars(metrics: EpochMetrics) -> dict[str, float]:
     """The numbers of an epoch that it has."""
     found = {
-        "train_loss": metrics.train_loss,
         "validation_loss": metrics.validation_loss,
         "error_percent": metrics.error_percent,
     }
+    if metrics.train_loss is not None:
+        found["train_loss"] = metrics.train_loss
     if metrics.recomputed_error_percent is not None:
         found["recomputed_error_percent"] = metrics.recomputed_error_percent
     if metrics.feature_percentiles is not None:

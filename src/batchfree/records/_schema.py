@@ -34,9 +34,11 @@ __all__ = [
     "Environment",
     "EpochMetrics",
     "FigureKind",
+    "Half",
     "Norm",
     "Record",
     "ReportSpec",
+    "Start",
     "Status",
     "StudyRecord",
     "summarise",
@@ -45,7 +47,11 @@ __all__ = [
 #: Raised when a file's meaning changes; a reader refuses other versions.
 SCHEMA_VERSION = 2
 
-Norm: TypeAlias = Literal["none", "bn", "bn+ws", "gn", "gn+ws", "ln", "in"]
+Norm: TypeAlias = Literal["none", "bn", "bn-frozen", "bn+ws", "gn", "gn+ws", "ln", "in"]
+#: How a run starts. `scratch`: from its seed, or from `weights`. The others from the trained network of another run of
+#: its seed: `trained` goes on with it. In its copies with Group Norm the norms are `fresh`, have Batch Norm's weight
+#: and bias `copied`, or are `calibrated` to it; `recovered` is distilled from it on top.
+Start: TypeAlias = Literal["scratch", "trained", "fresh", "copied", "calibrated", "recovered"]
 #: `done`: all epochs ran. `diverged`: the loss stopped being finite. `failed`: it crashed or was killed. `out of
 #: memory`, `timed out`: it hit a limit. `skipped`: its network cannot be built.
 Status: TypeAlias = Literal["done", "diverged", "failed", "out of memory", "timed out", "skipped"]
@@ -54,7 +60,12 @@ RETRIED: tuple[Status, ...] = ("failed", "out of memory", "timed out")
 
 NORMS: tuple[Norm, ...] = get_args(Norm)
 #: Norms that do not see the batch, hence not the norm batch either.
-BATCH_FREE_NORMS: tuple[Norm, ...] = ("none", "gn", "gn+ws", "ln", "in")
+BATCH_FREE_NORMS: tuple[Norm, ...] = ("none", "bn-frozen", "gn", "gn+ws", "ln", "in")
+
+
+Half: TypeAlias = Literal["first", "second"]
+#: Fields of a cell that only studies with a pre-training set.
+_FINE_TUNING = ("start", "pretraining", "keeps_weights", "half", "rotation")
 
 
 class Record(BaseModel):
@@ -77,6 +88,9 @@ class CellConfig(Record):
     model: str
     weights: str | None = None  # "pretrained" or a file; None: from scratch
     weights_fingerprint: str | None = None  # SHA-256 of that file
+    start: Start = "scratch"
+    pretraining: str | None = None  # the id of the cell whose trained network this one starts from
+    keeps_weights: bool = False  # its trained network stays in weights.safetensors, for the cells that name it
     norm: Norm
     norm_batch: PositiveInt | None = None
     groups: PositiveInt | Literal["auto"] = "auto"
@@ -95,6 +109,8 @@ class CellConfig(Record):
     data_fingerprint: str  # SHA-256 of the images and labels this cell sees
     data_dir: str | None = None  # where the files of a named data set lie
     split: str | None = None  # of a data set that has several
+    half: Half | None = None  # of the training images, in a fixed random order; None: both
+    rotation: FiniteFloat = 0.0  # of every image, in degrees
     train_images: PositiveInt
     validation_images: PositiveInt
     image_size: PositiveInt | None = None  # side in pixels; None: as the data set has it
@@ -114,19 +130,40 @@ class CellConfig(Record):
             )
         return self
 
+    @model_validator(mode="after")
+    def _start_has_its_network(self) -> Self:
+        if (self.start == "scratch") != (self.pretraining is None):
+            raise ValueError(
+                f"start={self.start} with pretraining={self.pretraining}: every start but scratch is from the network "
+                f"of another cell, which pretraining names"
+            )
+        return self
+
     @property
     def cell_id(self) -> str:
         """Folder name: what the cell is, in short, and the hash of its whole configuration."""
         # Where images and weights lie is not what they are: the fingerprints are.
         moved = {"weights"} if self.weights_fingerprint else set()
-        identity = self.model_dump_json(exclude={"data", "data_dir"} | moved)
+        identity = self.model_dump_json(exclude={"data", "data_dir"} | moved | self._unused)
         digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
         batch = "" if self.norm_batch is None else f"-n{self.norm_batch}"
-        return f"{self.norm.replace('+', '-')}{batch}-s{self.seed}-{digest}"
+        start = "" if self.start == "scratch" else f"-{self.start}"
+        return f"{self.norm.replace('+', '-')}{start}{batch}-s{self.seed}-{digest}"
+
+    @property
+    def arm_id(self) -> str:
+        """The same for the cells that differ in the seed alone."""
+        first = {"seed": 0, "start": "scratch", "pretraining": None}
+        return f"{self.start} {self.model_copy(update=first).cell_id}"
+
+    @property
+    def _unused(self) -> set[str]:
+        """Fields of fine-tuning that say nothing here: such a cell keeps the name that it had before they existed."""
+        return {name for name in _FINE_TUNING if getattr(self, name) == CellConfig.model_fields[name].default}
 
     def assignments(self) -> list[str]:
         """`key=value` words that `batchfree cell` turns into this configuration again."""
-        values = self.model_dump(exclude={"schema_version"}, exclude_none=True)
+        values = self.model_dump(exclude={"schema_version"} | self._unused, exclude_none=True)
         return [f"{key}={value}" for key, value in values.items()]
 
     def command(self, out: str) -> str:
@@ -135,7 +172,7 @@ class CellConfig(Record):
 
 
 #: The drawing that a study is about; `curves` are drawn for every study.
-FigureKind: TypeAlias = Literal["norm-batch", "groups", "bars", "curves", "percentiles"]
+FigureKind: TypeAlias = Literal["norm-batch", "groups", "bars", "curves", "percentiles", "fine-tuning"]
 
 
 class Comparison(BaseModel):
@@ -149,7 +186,9 @@ class Comparison(BaseModel):
 
     title: str
     reference: dict[str, str | int | float | bool]
-    only: dict[str, str | int | float | bool] = {}  # arms that take part; all where empty
+    only: dict[
+        str, str | int | float | bool
+    ] = {}  # arms that take part, as far as they see these axes; all where empty
 
 
 class ReportSpec(BaseModel):
@@ -177,8 +216,8 @@ class StudyRecord(Record):
 class EpochMetrics(Record):
     """One line of metrics.jsonl. Losses are cross-entropies in nats."""
 
-    epoch: int  # from 1
-    train_loss: float
+    epoch: int  # from 1; 0 is before the first step, of cells that start from a trained network
+    train_loss: float | None  # None at epoch 0
     validation_loss: float
     error_percent: float  # of the validation images
     #: Batch Norm alone, in the last epochs: the error with running statistics computed anew from training images.
@@ -194,6 +233,7 @@ class CellResult(Record):
     status: Status
     reason: str = ""  # why it is not done; empty when it is
     error_percent: float | None = None  # median over the last epochs: see last_epochs
+    initial_error_percent: float | None = None  # before the first step, of cells that start from a trained network
     final_error_percent: float | None = None
     best_error_percent: float | None = None  # optimistic: chosen on the validation images
     recomputed_error_percent: float | None = None  # median over the same epochs; Batch Norm alone
@@ -261,16 +301,18 @@ def summarise(cell_id: str, metrics: Sequence[EpochMetrics], num_groups: Iterabl
     """The result of a cell that ran all its epochs.
 
     Args:
-        metrics: one entry per epoch, at least one.
+        metrics: one entry per epoch, at least one; perhaps one of epoch 0 before them.
         num_groups: groups of each norm in forward order.
     """
-    errors = [epoch.error_percent for epoch in metrics]
-    last = last_epochs(len(metrics))
+    initial = metrics[0].error_percent if metrics[0].epoch == 0 else None
+    errors = [epoch.error_percent for epoch in metrics if epoch.epoch]
+    last = last_epochs(len(errors))
     recomputed = [e for epoch in metrics[-last:] if (e := epoch.recomputed_error_percent) is not None]
     return CellResult(
         cell_id=cell_id,
         status="done",
         error_percent=statistics.median(errors[-last:]),
+        initial_error_percent=initial,
         final_error_percent=errors[-1],
         best_error_percent=min(errors),
         recomputed_error_percent=statistics.median(recomputed) if recomputed else None,

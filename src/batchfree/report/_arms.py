@@ -106,6 +106,14 @@ class Arm:
         return sum(errors) / len(errors) if errors else None
 
     @property
+    def mean_initial_error(self) -> float | None:
+        """The same before the first step; `None` where no run started from a trained network."""
+        results = [cell.result for cell in self.cells if usable_error(cell, self.is_recomputed) is not None]
+        errors = [result.initial_error_percent for result in results if result is not None]
+        known = [error for error in errors if error is not None and 0 <= error <= 100]
+        return sum(known) / len(known) if known and not self.is_recomputed else None
+
+    @property
     def milliseconds_per_step(self) -> float | None:
         """Of training; the median over the cells."""
         seconds = [s for cell in self.cells if cell.cost is not None and (s := cell.cost.seconds_per_step) is not None]
@@ -169,7 +177,7 @@ class Arms:
 
     def cost_reference(self, arm: Arm) -> Arm | None:
         """Batch Norm under the same settings, at the largest norm batch where `arm` stands for every one."""
-        other = tuple(axis for axis in self.axes if axis != "norm")
+        other = tuple(axis for axis in self.axes if axis not in ("norm", "start"))  # no start makes steps dearer
         return next((bn for bn in self.trained if bn.norm == "bn" and bn.agrees_with(arm, other)), None)
 
 
@@ -180,12 +188,15 @@ def gather_arms(study: StudyRecord, cells: Sequence[CellRecord]) -> Arms:
         study, cells: as `records.read_study` gives them.
 
     Returns:
-        One arm per combination of the study's axes that was asked for; and one more, with the statistics recomputed,
+        One arm per combination of the study's axes that was asked for, without the runs that others start from, which
+        have another task; and one more, with the statistics recomputed,
         for each whose cells were evaluated that way too.
     """
     axes = tuple(dict.fromkeys(axis for axis in study.axes if axis in CellConfig.model_fields))
     grouped: dict[tuple[AxisValue, ...], list[CellRecord]] = {}
     for cell in cells:
+        if cell.config.keeps_weights:
+            continue
         # The norm even where it is no axis: colours and rules follow it.
         key = (cell.config.norm, *(getattr(cell.config, axis) for axis in axes))
         grouped.setdefault(key, []).append(cell)

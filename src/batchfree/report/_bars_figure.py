@@ -16,7 +16,7 @@ from batchfree.report._wording import magnitude, percent
 __all__ = ["bars_figure"]
 
 #: Axes that tell the rows of one block apart; the others make the blocks.
-ROW_AXES = ("norm", "norm_batch", "groups", "channels_per_group")
+ROW_AXES = ("norm", "start", "norm_batch", "groups", "channels_per_group")
 
 
 def bars_figure(arms: Arms, exhibits: Sequence[Exhibit]) -> Figure:

@@ -49,9 +49,10 @@ class Difference:
 def compare(arms: Arms, comparison: Comparison) -> tuple[Difference, ...]:
     """Each arm minus the arm that has the values of `comparison.reference` and equals it in all other axes.
 
-    An axis that one of the two cannot see (the norm batch for Group Norm, the groups for Batch Norm) is no hindrance:
-    such an arm is compared with every reference it fits. An arm with statistics recomputed is compared with its own
-    runs evaluated as usual where the norm is what is compared, else with arms of its own kind.
+    `comparison.only` asks nothing of an arm in an axis that it cannot see. An axis that one of the two cannot see (the
+    norm batch for Group Norm, the groups for Batch Norm) is no hindrance: such an arm is compared with every reference
+    it fits. An arm with statistics recomputed is compared with its own runs evaluated as usual where the norm is what
+    is compared, else with arms of its own kind.
 
     Returns:
         The family, in the order of the references and then of the arms. A verdict is "better" or "worse" where Holm's
@@ -66,7 +67,7 @@ def compare(arms: Arms, comparison: Comparison) -> tuple[Difference, ...]:
             paired_difference(arm, reference)
             for reference in references
             for arm in arms.all
-            if _has(arm, only)
+            if _has(arm, {axis: value for axis, value in only.items() if arm.sees(axis)})
             and not _is_reference(arm, wanted)
             and ("norm" in wanted or arm.is_recomputed == reference.is_recomputed)
             and arm.agrees_with(reference, other)

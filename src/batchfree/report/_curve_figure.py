@@ -18,7 +18,7 @@ from batchfree.report._published import Exhibit
 from batchfree.report._published_panel import published_panel, published_words
 from batchfree.report._wording import percent
 
-__all__ = ["training_figure", "validation_figure"]
+__all__ = ["ERROR", "LINES", "epochs_of", "mean_curve", "training_figure", "validation_figure", "values_of"]
 
 
 LINES = "Thin lines are seeds, with those that did not finish; thick lines are means of the finished ones."
@@ -38,7 +38,14 @@ def _error_or_gap(metrics: EpochMetrics) -> float:
 
 
 ERROR = Quantity("validation error (%)", _error_or_gap)
-LOSS = Quantity("training loss (nats)", lambda metrics: metrics.train_loss if metrics.train_loss < 1e6 else math.nan)
+
+
+def _loss_or_gap(metrics: EpochMetrics) -> float:
+    """None before the first step."""
+    return metrics.train_loss if metrics.train_loss is not None and metrics.train_loss < 1e6 else math.nan
+
+
+LOSS = Quantity("training loss (nats)", _loss_or_gap)
 
 
 def validation_figure(arms: Arms) -> Figure:
@@ -129,8 +136,8 @@ def _draw_panel(axes: Axes, panel: PanelArms, quantity: Quantity, limits: tuple[
     for arm in panel.arms:
         look = LOOKS[arm.norm]
         for cell in arm.cells:
-            axes.plot(_epochs(cell), _values(cell, quantity), color=look.colour, linewidth=0.7, alpha=0.45)
-        epochs, means = _mean_curve(arm, quantity)
+            axes.plot(epochs_of(cell), values_of(cell, quantity), color=look.colour, linewidth=0.7, alpha=0.45)
+        epochs, means = mean_curve(arm, quantity)
         # The marker at the end tells the norms apart without colour, and shows a study of one epoch at all.
         axes.plot(epochs, means, color=look.colour, linewidth=1.8)
         axes.plot(
@@ -146,22 +153,22 @@ def _draw_panel(axes: Axes, panel: PanelArms, quantity: Quantity, limits: tuple[
     axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
 
 
-def _epochs(cell: CellRecord) -> list[int]:
+def epochs_of(cell: CellRecord) -> list[int]:
     return [metrics.epoch for metrics in cell.metrics]
 
 
-def _values(cell: CellRecord, quantity: Quantity) -> list[float]:
+def values_of(cell: CellRecord, quantity: Quantity) -> list[float]:
     return [quantity.read(metrics) for metrics in cell.metrics]
 
 
-def _mean_curve(arm: Arm, quantity: Quantity) -> tuple[list[int], list[float]]:
+def mean_curve(arm: Arm, quantity: Quantity) -> tuple[list[int], list[float]]:
     """Mean over the cells that are done, which all have the same epochs; a diverged cell's early epochs stay out."""
     done = [cell for cell in arm.cells if usable_error(cell) is not None and cell.metrics]
     if not done:
         return [], []
     length = min(len(cell.metrics) for cell in done)
-    columns = zip(*(_values(cell, quantity)[:length] for cell in done), strict=True)
-    return _epochs(done[0])[:length], [sum(column) / len(column) for column in columns]
+    columns = zip(*(values_of(cell, quantity)[:length] for cell in done), strict=True)
+    return epochs_of(done[0])[:length], [sum(column) / len(column) for column in columns]
 
 
 def _finite(arms: Sequence[Arm], quantity: Quantity) -> list[tuple[int, float]]:
@@ -197,7 +204,7 @@ def _alt(panels: Sequence[PanelArms]) -> str:
         ends = [
             f"{arm.label_without(*panel.shared)} {percent(means[-1])}"
             for arm in panel.arms
-            if (means := _mean_curve(arm, ERROR)[1])
+            if (means := mean_curve(arm, ERROR)[1])
         ]
         where = f"{panel.title}: " if panel.title else ""
         parts.append(f"{where}{', '.join(ends) or 'no finished run'}")

@@ -36,6 +36,7 @@ class Look:
 LOOKS: dict[Norm, Look] = {
     "none": Look("#1a1a1a", "X"),
     "bn": Look("#D55E00", "o"),
+    "bn-frozen": Look("#7A4B2A", "p"),
     "bn+ws": Look("#2B8CC4", "P"),
     "gn": Look("#0072B2", "s"),
     "gn+ws": Look("#009E73", "D"),

@@ -6,30 +6,46 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from batchfree.records import CellConfig, CellRecord, Environment, StudyRecord
+from batchfree.report._arms import usable_error
+from batchfree.report._wording import enumerated, percent, plural
 
 __all__ = ["environment_text", "environments", "provenance"]
 
 
 def provenance(study: StudyRecord, cells: Sequence[CellRecord]) -> list[tuple[str, str]]:
     """Terms and what they were in this study; a term whose value differs between runs says where it had which."""
-    configs = study.cells
+    configs = [config for config in study.cells if not config.keeps_weights]
 
     def values(read: Callable[[CellConfig], object], *axes: str) -> str:
         return _by_norm_batch(configs, read, is_axis=any(axis in study.axes for axis in axes))
 
     def images(c: CellConfig) -> str:
-        return f"{c.data}{f', split {c.split}' if c.split else ''} (SHA-256 {c.data_fingerprint[:12]}...)"
+        parts = [c.data, *([f"split {c.split}"] if c.split else []), *([f"{c.half} half"] if c.half else [])]
+        turned = [f"turned by {c.rotation:g} degrees"] if c.rotation else []
+        return f"{', '.join(parts + turned)} (SHA-256 {c.data_fingerprint[:12]}...)"
 
     def start(c: CellConfig) -> str:
+        if c.pretraining is not None:
+            return "of the pre-training"
         fingerprint = f" (SHA-256 {c.weights_fingerprint[:12]}...)" if c.weights_fingerprint else ""
         return "from scratch" if c.weights is None else f"{c.weights}{fingerprint}"
+
+    def pretraining() -> str:
+        """What the others start from, and how well it does its own task."""
+        if not (trained := [cell for cell in cells if cell.config.keeps_weights]):
+            return ""
+        c = trained[0].config
+        errors = [error for cell in trained if (error := usable_error(cell)) is not None]
+        outcome = f"; error {enumerated([percent(error) for error in errors])} by seed" if errors else ""
+        settings = f"norm batch {c.norm_batch}, {plural(c.epochs, 'epoch')}, learning rate {c.learning_rate:g}"
+        return f"{c.train_images:,} images of {images(c)}, {settings}{outcome}"
 
     grouped = [config for config in configs if config.norm in ("gn", "gn+ws")]
     seconds = sum(cell.cost.seconds for cell in cells if cell.cost is not None)
     return [
         ("Reproduces", study.reproduces or "no publication"),
         ("Model", values(lambda c: c.model, "model")),
-        ("Weights", values(start, "weights")),
+        ("Weights", values(start, "weights", "start")),
         ("Data", values(images, "data", "split")),
         ("Training images", values(lambda c: f"{c.train_images:,}", "train_images")),
         ("Validation images", values(lambda c: f"{c.validation_images:,}", "validation_images")),
@@ -39,9 +55,13 @@ def provenance(study: StudyRecord, cells: Sequence[CellRecord]) -> list[tuple[st
         ("Protocol", values(lambda c: c.protocol or "none named", "protocol")),
         ("SGD batch", values(_sgd_batch, "sgd_batch", "workers")),
         ("Optimiser", values(_optimizer, "optimizer", "momentum", "weight_decay")),
-        ("Learning rate", values(lambda c: f"{c.learning_rate:g}, {c.schedule} schedule", "learning_rate", "schedule")),
+        (
+            "Learning rate",
+            values(lambda c: f"{c.learning_rate:g}, {c.schedule} schedule", "learning_rate", "schedule", "start"),
+        ),
         ("Groups asked for", _by_norm_batch(grouped, _groups, is_axis=True) or "none"),
         ("Last gamma of each block", values(lambda c: _GAMMA[c.zero_gamma], "zero_gamma")),
+        *([("Pre-training", before)] if (before := pretraining()) else []),
         ("Seeds", ", ".join(map(str, sorted({c.seed for c in configs})))),
         ("Device and threads per run", values(lambda c: f"{c.device}, {c.threads}", "device", "threads")),
         ("Time of all runs together", f"{seconds:,.0f} s"),

@@ -13,6 +13,8 @@ __all__ = ["COLUMNS", "distinct_groups", "results_csv"]
 
 #: Fields of the configuration that are numbers or names of the study's own, never paths.
 CONFIG = (
+    "start",
+    "keeps_weights",
     "norm",
     "norm_batch",
     "sgd_batch",
@@ -27,6 +29,7 @@ CONFIG = (
 )
 RESULT = (
     "error_percent",
+    "initial_error_percent",
     "final_error_percent",
     "best_error_percent",
     "recomputed_error_percent",

@@ -15,6 +15,7 @@ from batchfree.report._curve_figure import training_figure, validation_figure
 from batchfree.report._error_figure import groups_figure, norm_batch_figure
 from batchfree.report._figure import Figure
 from batchfree.report._findings import findings
+from batchfree.report._fine_tuning_figure import fine_tuning_figure
 from batchfree.report._percentile_figure import percentile_figure
 from batchfree.report._provenance import environment_text, environments, provenance
 from batchfree.report._published import Exhibit, published_exhibits
@@ -85,13 +86,18 @@ class StudyView:
     environments: list[tuple[str, int]]
 
     @property
+    def has_initial(self) -> bool:
+        """Whether runs started from a trained network, so that they have an error before their first step."""
+        return any(cell.config.pretraining is not None for cell in self.cells)
+
+    @property
     def has_recomputed(self) -> bool:
         """Whether runs were also evaluated with statistics recomputed."""
         return any(arm.is_recomputed for arm in self.arms.all)
 
     def label(self, cell: CellRecord) -> str:
-        """The label of the cell's arm."""
-        return Arm(self.arms.axes, (cell,)).label
+        """The label of the cell's arm, or what it is to the others."""
+        return "pre-training" if cell.config.keeps_weights else Arm(self.arms.axes, (cell,)).label
 
     def environment_number(self, cell: CellRecord) -> str:
         """Which of `environments` the cell ran in, from 1; empty where it has not started."""
@@ -149,6 +155,8 @@ def _figures(study: StudyRecord, arms: Arms, exhibits: Sequence[Exhibit]) -> tup
     kind = study.report.figure
     if kind == "curves":
         return (training_figure(arms, exhibits),)  # the validation curves are in it
+    if kind == "fine-tuning":
+        return fine_tuning_figure(arms), bars_figure(arms, exhibits)
     if kind == "norm-batch":
         first = norm_batch_figure(arms, exhibits)
     elif kind == "groups":
@@ -163,7 +171,7 @@ def _figures(study: StudyRecord, arms: Arms, exhibits: Sequence[Exhibit]) -> tup
 def _facts(study: StudyRecord) -> str:
     if not study.cells:
         return "no runs"
-    cells = study.cells
+    cells = [cell for cell in study.cells if not cell.keeps_weights]
     models = enumerated(list(dict.fromkeys(model_name(cell.model) for cell in cells)))
     data = enumerated(list(dict.fromkeys(cell.data for cell in cells)))
     images = enumerated(list(dict.fromkeys(f"{cell.train_images:,}" for cell in cells)))

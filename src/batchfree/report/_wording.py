@@ -7,13 +7,15 @@ import re
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from batchfree.records import CellConfig, Norm
+from batchfree.records import CellConfig, Norm, Start
 
 __all__ = [
     "LABEL_ORDER",
     "LONG_NAMES",
     "MEANINGS",
     "SHORT_NAMES",
+    "START_MEANINGS",
+    "START_NAMES",
     "AxisValue",
     "arm_label",
     "axis_words",
@@ -35,6 +37,7 @@ AxisValue: TypeAlias = str | int | float | bool | None
 SHORT_NAMES: dict[Norm, str] = {
     "none": "no norm",
     "bn": "BN",
+    "bn-frozen": "frozen BN",
     "bn+ws": "BN+WS",
     "gn": "GN",
     "gn+ws": "GN+WS",
@@ -44,6 +47,7 @@ SHORT_NAMES: dict[Norm, str] = {
 LONG_NAMES: dict[Norm, str] = {
     "none": "no normalisation",
     "bn": "Batch Norm",
+    "bn-frozen": "frozen Batch Norm",
     "bn+ws": "Batch Norm with Weight Standardization (BN+WS)",
     "gn": "Group Norm (GN)",
     "gn+ws": "Group Norm with Weight Standardization (GN+WS)",
@@ -56,6 +60,7 @@ _WS = "with Weight Standardization of the convolutions before it: each filter ha
 MEANINGS: dict[Norm, str] = {
     "none": "The same network without any normalisation.",
     "bn": "Batch Norm: each channel by its statistics over the images of the norm batch and all positions.",
+    "bn-frozen": "Batch Norm held as it was trained: its statistics, weights and biases stay.",
     "bn+ws": f"Batch Norm, {_WS}",
     "gn": "Group Norm: each image by itself, in groups of channels.",
     "gn+ws": f"Group Norm, {_WS}",
@@ -63,8 +68,27 @@ MEANINGS: dict[Norm, str] = {
     "in": "Instance Norm: Group Norm with each channel a group of its own.",
 }
 
+#: What a run starts from, in a label.
+START_NAMES: dict[Start, str] = {
+    "scratch": "from scratch",
+    "trained": "trained",
+    "fresh": "new norms",
+    "copied": "affine copied",
+    "calibrated": "calibrated",
+    "recovered": "calibrated and recovered",
+}
+#: The same for the page's list of words.
+START_MEANINGS: dict[Start, str] = {
+    "scratch": "Random initial weights, with a learning rate for these.",
+    "trained": "The network of the pre-training as it is.",
+    "fresh": "Convolutions and classifier of the pre-training; every Group Norm begins with weight 1 and bias 0.",
+    "copied": "The same, with Batch Norm's weight and bias in Group Norm.",
+    "calibrated": "The same, with Group Norm fitted to Batch Norm's outputs on unlabelled images of the new task.",
+    "recovered": "Calibrated, and then distilled from the trained network on unlabelled images of the new task.",
+}
+
 #: In which order a label says an arm's axes; others follow as the study lists them.
-LABEL_ORDER = ("model", "weights", "norm", "groups", "channels_per_group", "norm_batch")
+LABEL_ORDER = ("model", "weights", "norm", "start", "groups", "channels_per_group", "norm_batch")
 
 
 def arm_label(config: CellConfig, axes: Sequence[str], *, is_recomputed: bool = False) -> str:
@@ -75,6 +99,8 @@ def arm_label(config: CellConfig, axes: Sequence[str], *, is_recomputed: bool = 
     """
     parts = []
     for axis in dict.fromkeys([*(axis for axis in LABEL_ORDER if axis in axes or axis == "norm"), *axes]):
+        if axis == "start" and config.norm == "bn-frozen":
+            continue  # nothing else can be frozen than what was trained
         if axis == "norm":
             parts.append(SHORT_NAMES[config.norm] + (", statistics recomputed" if is_recomputed else ""))
         elif _is_said(config, axis):
@@ -114,6 +140,8 @@ def axis_words(axis: str, value: AxisValue) -> str:
         return f"{'1 channel' if value == 1 else f'{value} channels'} per group"
     if axis == "weights":
         return "from scratch" if value is None else "pretrained" if value == "pretrained" else f"weights {value}"
+    if axis == "start" and value in START_NAMES:
+        return START_NAMES[value]
     if axis == "zero_gamma":
         return "last gamma as the network has it" if value is None else f"last gamma {0 if value else 1}"
     if axis == "optimizer":

@@ -10,7 +10,7 @@ for _module in ("torch", "pydantic", "PIL"):
 
 from batchfree.study._cell import run_cell  # noqa: E402 (after the checks for the extra)
 from batchfree.study._data import DATA_SETS  # noqa: E402
-from batchfree.study._definition import STUDIES, Study, load_study, study_text  # noqa: E402
+from batchfree.study._definition import Study, load_study  # noqa: E402
 from batchfree.study._engine import PARENT_VARIABLE, Engine, LocalEngine, is_parent_gone  # noqa: E402
 from batchfree.study._environment import limit_memory, size_bytes  # noqa: E402
 from batchfree.study._estimate import StudyEstimate, estimate_study  # noqa: E402
@@ -21,6 +21,7 @@ from batchfree.study._run import Plan, plan_study, retry_study, run_study  # noq
 from batchfree.study._runner import Limits, Progress  # noqa: E402
 from batchfree.study._settings import ArmSettings  # noqa: E402
 from batchfree.study._slurm_engine import SlurmEngine  # noqa: E402
+from batchfree.study._study_file import STUDIES, study_text  # noqa: E402
 
 __all__ = [
     "DATA_SETS",

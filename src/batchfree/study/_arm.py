@@ -6,18 +6,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchfree.convert import Groups, Norm, Ws, convert, standardize_weights
+from batchfree.convert import Affine, Groups, Norm, Ws, calibrate, convert, recover, standardize_weights
 from batchfree.errors import StudyError
 from batchfree.groups import resolve_num_groups
 from batchfree.records import CellConfig
 from batchfree.study._bit_layers import has_bit_layers, require_batch_norm, with_own_layers
 from batchfree.study._data import ImageData
+from batchfree.study._frozen_batch_norm import with_frozen_batch_norm
 from batchfree.study._ghost_batch_norm import with_norm_batch
 from batchfree.study._models import build_model, model_channels
+from batchfree.study._trained_network import State
+from batchfree.study._weights import load_state
 from batchfree.torch import GroupNorm
 
 __all__ = ["NetworkImages", "build_network", "group_counts"]
 
+#: What `calibrate` and `recover` say is enough.
+CALIBRATION_IMAGES = 64
+RECOVERY_IMAGES = 512
 #: Networks are trained from scratch, so Weight Standardization is the strict form, as published.
 _CONVERSIONS: dict[str, tuple[Norm, Ws]] = {
     "gn": ("gn", False),
@@ -27,11 +33,14 @@ _CONVERSIONS: dict[str, tuple[Norm, Ws]] = {
 }
 
 
-def build_network(config: CellConfig, data: ImageData) -> nn.Module:
-    """The network that `config` asks for, with the initial weights of its seed.
+def build_network(config: CellConfig, data: ImageData, trained: State | None = None) -> nn.Module:
+    """The network that `config` asks for, with the initial weights of its seed, or what its start makes of `trained`.
+
+    Args:
+        trained: for a start from a trained network. Without it the network is only of the right kind.
 
     Raises:
-        StudyError: no such model, or Batch Norm would see one value per channel.
+        StudyError: no such model, `trained` does not fit it, or Batch Norm would see one value per channel.
         ConversionError: the groups do not divide a layer's channels, or hold one value.
     """
     channels = _channels(config, data)
@@ -46,6 +55,8 @@ def build_network(config: CellConfig, data: ImageData) -> nn.Module:
         )
     side = data.train_images.shape[2:] if config.image_size is None else (config.image_size, config.image_size)
     example = torch.zeros(1, channels, *side)
+    if trained is not None:
+        load_state(network, trained, len(data.classes), f"the network of {config.pretraining}")
     if config.norm == "gn+ws" and has_bit_layers(network):
         if config.groups != "auto" or config.channels_per_group is not None:
             raise StudyError(
@@ -56,13 +67,34 @@ def build_network(config: CellConfig, data: ImageData) -> nn.Module:
     require_batch_norm(network, config.model, config.norm)
     if config.norm == "none":
         return _without_norms(network)
+    if config.norm == "bn-frozen":
+        return with_frozen_batch_norm(network)
     if config.norm in ("bn", "bn+ws"):
         assert config.norm_batch is not None
         network = with_norm_batch(network, config.norm_batch, example)
         return standardize_weights(network, example) if config.norm == "bn+ws" else network
     norm, ws = _CONVERSIONS[config.norm]
     groups = _groups(config) if norm == "gn" else "auto"
-    return convert(network, norm, groups=groups, ws=ws, example_inputs=example)
+    affine: Affine = "fresh" if config.start == "fresh" else "keep"
+    converted = convert(network, norm, groups=groups, ws=ws, affine=affine, example_inputs=example)
+    if trained is not None and config.start in ("calibrated", "recovered"):
+        _fit(converted, network, config, data)
+    return converted
+
+
+def _fit(converted: nn.Module, original: nn.Module, config: CellConfig, data: ImageData) -> None:
+    """Calibrates, and recovers where `config` says so, on the first images of the fine-tuning set, without labels.
+
+    On these and not on those of the pre-training: whoever fine-tunes a network has the images of the task at hand, and
+    what the norms must fit is the network on them, even where it is often wrong.
+    """
+    images = NetworkImages(config, data)
+    chooses_groups = config.groups == "auto" and config.channels_per_group is None
+    calibrate(
+        converted, original, images.training(slice(CALIBRATION_IMAGES)), groups="auto" if chooses_groups else "keep"
+    )
+    if config.start == "recovered":
+        recover(converted, original, images.training(slice(RECOVERY_IMAGES)), seed=config.seed)
 
 
 def group_counts(network: nn.Module) -> tuple[int, ...]:

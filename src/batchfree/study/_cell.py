@@ -21,6 +21,7 @@ from batchfree.study._data import ImageData, load_data
 from batchfree.study._environment import is_out_of_memory, present_environment
 from batchfree.study._folder import only_writer, says_what_to_do_when_full
 from batchfree.study._memory_meter import MemoryMeter
+from batchfree.study._trained_network import TRAINED, State, load_trained, save_trained
 from batchfree.study._training import Training, TrainingFiles
 from batchfree.study._weights_file import weights_fingerprint
 from batchfree.study._workers import Workers
@@ -84,12 +85,13 @@ def _run(
         environment = _checked_environment(folder, config)
         _check_weights(config)
         data = _load_checked(config)
+        trained = _load_trained(config, folder)
         is_writer = workers.rank == 0
         with says_what_to_do_when_full(folder):
             if is_writer:
                 write_record(folder / "config.json", config)
                 write_record(folder / "environment.json", environment)
-            result, cost = _train(config, folder, data, workers, should_stop, checkpoint_seconds)
+            result, cost = _train(config, folder, data, trained, workers, should_stop, checkpoint_seconds)
             if result is not None and is_writer:
                 write_record(folder / "cost.json", cost)
                 write_record(result_file, result)
@@ -107,6 +109,7 @@ def _train(
     config: CellConfig,
     folder: Path,
     data: ImageData,
+    trained: State | None,
     workers: Workers,
     should_stop: Callable[[], bool],
     checkpoint_seconds: float,
@@ -114,8 +117,11 @@ def _train(
     files = TrainingFiles(folder / "metrics.jsonl", folder / CHECKPOINT, checkpoint_seconds)
     meter = MemoryMeter(config.device)
     try:
-        training = Training(config, files, data, build_network(config, data), workers, should_stop)
-        return training.finish(), training.cost(meter.peak_bytes())
+        training = Training(config, files, data, build_network(config, data, trained), workers, should_stop)
+        result, cost = training.finish(), training.cost(meter.peak_bytes())
+        if config.keeps_weights and result is not None and result.status == "done" and workers.rank == 0:
+            save_trained(folder / TRAINED, training.network)
+        return result, cost
     except (MemoryError, RuntimeError, OSError) as error:
         if not is_out_of_memory(error):
             raise
@@ -169,10 +175,22 @@ def _check_weights(config: CellConfig) -> None:
         )
 
 
+def _load_trained(config: CellConfig, folder: Path) -> State | None:
+    """What the cell starts from: in the folder of its pre-training, which lies beside its own."""
+    if config.pretraining is None:
+        return None
+    path = folder.resolve().parent / config.pretraining / TRAINED
+    if not path.exists():
+        raise StudyError(
+            f"{path} is not there. This cell starts from the network that the cell {config.pretraining} leaves "
+            f"there. Run that one first, with --out {path.parent}; if that folder has a result.json, delete it."
+        )
+    return load_trained(path)
+
+
 def _load_checked(config: CellConfig) -> ImageData:
-    data = load_data(config.data, data_dir=config.data_dir, image_size=config.image_size, split=config.split).take(
-        config.train_images, config.validation_images
-    )
+    data = load_data(config.data, data_dir=config.data_dir, image_size=config.image_size, split=config.split)
+    data = data.take(config.train_images, config.validation_images, half=config.half).rotated(config.rotation)
     fingerprint = data.fingerprint()
     if fingerprint != config.data_fingerprint:
         raise DataError(

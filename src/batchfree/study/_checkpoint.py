@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from batchfree.errors import RecordError
 from batchfree.records import write_atomically
 
-__all__ = ["TrainingState", "has_checkpoint", "load_checkpoint", "remove_checkpoints", "save_checkpoint"]
+__all__ = [
+    "TrainingState",
+    "has_checkpoint",
+    "load_checkpoint",
+    "remove_checkpoints",
+    "save_checkpoint",
+    "tensors_digest",
+]
 
 
 @dataclass
@@ -45,7 +52,7 @@ def save_checkpoint(path: Path, state: TrainingState, network: nn.Module, optimi
                 tensors[f"optimizer.{key}.{name}"] = value
     tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     counters = json.dumps(asdict(state))  # a float's JSON is exact
-    metadata = {"state": counters, "sha256": _digest(tensors, counters)}
+    metadata = {"state": counters, "sha256": tensors_digest(tensors, counters)}
     content = save(tensors, metadata)
     if path.exists():
         os.replace(path, _previous(path))  # until the next line there is the previous one alone
@@ -97,7 +104,7 @@ def _read(path: Path, metrics_bytes: int) -> tuple[TrainingState, dict[str, Tens
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise RecordError(f"{path} cannot be read ({error}): it was cut short.") from error
-    if _digest(tensors, metadata.get("state", "")) != metadata.get("sha256"):
+    if tensors_digest(tensors, metadata.get("state", "")) != metadata.get("sha256"):
         raise RecordError(f"{path} does not match its SHA-256: it was damaged.")
     try:
         state = TrainingState(**json.loads(metadata["state"]))
@@ -125,7 +132,8 @@ def _restore(tensors: dict[str, Tensor], network: nn.Module, optimizer: torch.op
         optimizer.state[parameters[parameter]][key] = target
 
 
-def _digest(tensors: dict[str, Tensor], counters: str) -> str:
+def tensors_digest(tensors: dict[str, Tensor], counters: str = "") -> str:
+    """SHA-256 over `counters` and every tensor with its name."""
     digest = hashlib.sha256(counters.encode())
     for name in sorted(tensors):
         tensor = tensors[name]

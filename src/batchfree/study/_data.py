@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from batchfree.errors import DataError, unknown_name
+from batchfree.records import Half
 from batchfree.study._cifar10 import read_cifar10
 from batchfree.study._download import SOURCES, cache_folder, fetch
 from batchfree.study._fashion_mnist import read_fashion_mnist
@@ -26,7 +28,7 @@ DATA_SETS = ("digits", "fashion-mnist", "cifar10", "pets")
 FOLDER_IMAGE_SIZE = 32
 PETS_IMAGE_SIZE = 128
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-RESIZED_AT_ONCE = 1000
+AT_ONCE = 1000
 
 #: ((training, validation) images, (training, validation) labels, class names)
 Parts = tuple[tuple[npt.NDArray[np.uint8], ...], tuple[npt.NDArray[np.int64], ...], tuple[str, ...]]
@@ -45,19 +47,27 @@ class ImageData:
     validation_labels: Tensor
     classes: tuple[str, ...]
 
-    def take(self, train_images: int | None = None, validation_images: int | None = None) -> ImageData:
+    def take(
+        self, train_images: int | None = None, validation_images: int | None = None, *, half: Half | None = None
+    ) -> ImageData:
         """With that many images of each part: the same ones every time, from all over it; all of them where `None`.
 
         The training images come in a random order, always the same: folders and published lists are sorted by class.
 
+        Args:
+            half: of the training images in that order, from which they are taken; no image is in both.
+
         Raises:
             DataError: fewer are there, or none were asked for.
         """
-        everything = len(self.train_images)
-        train = _chosen("training", everything, everything if train_images is None else train_images)
+        order = _random_order(len(self.train_images))
+        if half is not None:
+            middle = len(order) // 2
+            order = order[:middle] if half == "first" else order[middle:]
+        train = _first("training", order, len(order) if train_images is None else train_images)
         validation: Tensor | slice = slice(None)
         if validation_images is not None and validation_images != len(self.validation_images):
-            validation = _chosen("validation", len(self.validation_images), validation_images)
+            validation = _first("validation", _random_order(len(self.validation_images)), validation_images)
         return replace(
             self,
             train_images=self.train_images[train],
@@ -65,6 +75,18 @@ class ImageData:
             validation_images=self.validation_images[validation],
             validation_labels=self.validation_labels[validation],
         )
+
+    def rotated(self, degrees: float) -> ImageData:
+        """With every image of both parts turned counter-clockwise about its middle (bilinear), corners black."""
+        if not degrees:
+            return self
+        from torchvision.transforms.v2 import InterpolationMode  # takes a second, and most studies do without
+        from torchvision.transforms.v2.functional import rotate
+
+        def turn(images: Tensor) -> Tensor:
+            return torch.cat([rotate(part, degrees, InterpolationMode.BILINEAR) for part in _in_parts(images)])
+
+        return replace(self, train_images=turn(self.train_images), validation_images=turn(self.validation_images))
 
     def fingerprint(self) -> str:
         """SHA-256 over every image and label, hence over their order too."""
@@ -87,13 +109,23 @@ class ImageData:
         return mean, deviation
 
 
-def _chosen(part: str, available: int, count: int) -> Tensor:
+def _random_order(images: int) -> Tensor:
+    return torch.randperm(images, generator=torch.Generator().manual_seed(0))
+
+
+def _first(part: str, order: Tensor, count: int) -> Tensor:
+    available = len(order)
     if not 1 <= count <= available:
         raise DataError(
             f"{count} {part} images were asked for; the data set has {available}. "
             f"Pass a number from 1 to {available}, or leave it out for all of them."
         )
-    return torch.randperm(available, generator=torch.Generator().manual_seed(0))[:count]
+    return order[:count]
+
+
+def _in_parts(images: Tensor) -> Sequence[Tensor]:
+    """What resizing and turning compute with takes more room than bytes."""
+    return torch.split(images, AT_ONCE)
 
 
 def resolve_data(data: str) -> str:
@@ -207,9 +239,6 @@ def _resized(data: ImageData, image_size: int | None) -> ImageData:
     from torchvision.transforms.v2.functional import resize  # takes a second, and most studies do without
 
     def fit(images: Tensor) -> Tensor:
-        # in parts: what resizing computes with takes more room than bytes
-        starts = range(0, len(images), RESIZED_AT_ONCE)
-        parts = [images[start : start + RESIZED_AT_ONCE] for start in starts]
-        return torch.cat([resize(part, [image_size, image_size], antialias=True) for part in parts])
+        return torch.cat([resize(part, [image_size, image_size], antialias=True) for part in _in_parts(images)])
 
     return replace(data, train_images=fit(data.train_images), validation_images=fit(data.validation_images))

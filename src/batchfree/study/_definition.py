@@ -3,65 +3,25 @@
 from __future__ import annotations
 
 import itertools
-import json
-import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from batchfree.errors import StudyError, unknown_name
 from batchfree.records import CellConfig, ReportSpec, StudyRecord
-from batchfree.study._data import ImageData, load_data
+from batchfree.study._data import ImageData
 from batchfree.study._schedules import check_steps
 from batchfree.study._settings import ArmSettings
+from batchfree.study._study_file import Overlay, StudyFile, Table, plain, read_study_file, refusal
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+__all__ = ["Loaded", "Study", "load_study"]
 
-__all__ = ["STUDIES", "Loaded", "Study", "load_study", "study_text"]
-
-#: The built-in studies, in the order in which they are explained.
-STUDIES = ("norm-batch", "norms", "groups", "depth", "vgg", "pets", "bit", "recipe")
-
-Table = dict[str, Any]
+#: Keys of which an arm has one or the other.
+RIVALS = {"groups": "channels_per_group", "channels_per_group": "groups"}
 #: Data sets and their fingerprints by `ArmSettings.source`.
 Loaded = dict[tuple[object, ...], tuple[ImageData, str]]
-
-
-class Overlay(BaseModel):
-    """A protocol or a preset: settings that replace the study's, and perhaps other arms."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    arms: list[Table] | None = None
-    protocol: str | None = None  # a preset may name one
-
-    @property
-    def settings(self) -> Table:
-        """Everything but the arms."""
-        return dict(self.model_extra or {})
-
-
-class StudyFile(BaseModel):
-    """What stands in the file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")  # it becomes a folder's name
-    title: str
-    reproduces: str = ""
-    settings: Table = {}
-    arms: list[Table]
-    protocols: dict[str, Overlay] = {}
-    presets: dict[str, Overlay] = {}
-    report: ReportSpec = ReportSpec()
 
 
 @dataclass(frozen=True)
@@ -72,6 +32,7 @@ class Study:
     title: str
     reproduces: str
     protocol: str
+    pretraining: ArmSettings | None  # trained before the arms that start from its network; None: none does
     arms: tuple[ArmSettings, ...]
     axes: tuple[str, ...]
     settings: dict[str, str]
@@ -84,14 +45,14 @@ class Study:
             DataError: a data set is missing, damaged or unusable.
         """
         loaded: Loaded = {}
-        for arm in self.arms:
+        for arm in (*self.arms, *([self.pretraining] if self.pretraining else [])):
             if arm.source not in loaded:
-                data = _load(arm, download)
+                data = arm.load(download=download)
                 loaded[arm.source] = data, data.fingerprint()
         return loaded
 
     def cells(self, loaded: Loaded) -> tuple[CellConfig, ...]:
-        """Every cell, each once.
+        """Every cell, each once; those of the pre-training first.
 
         Args:
             loaded: as `load` gives it.
@@ -99,9 +60,15 @@ class Study:
         Raises:
             StudyError: an SGD batch is larger than the training set.
         """
-        cells: dict[str, CellConfig] = {}
+        pretraining: list[CellConfig] = []
+        if self.pretraining is not None:
+            trained = self.pretraining.cells(self.name, self.protocol, *loaded[self.pretraining.source])
+            pretraining = [cell.model_copy(update={"keeps_weights": True}) for cell in trained]
+        for cell in pretraining:
+            check_steps(cell)
+        cells = {cell.cell_id: cell for cell in pretraining}
         for arm in self.arms:
-            for cell in arm.cells(self.name, self.protocol, *loaded[arm.source]):
+            for cell in arm.cells(self.name, self.protocol, *loaded[arm.source], pretraining):
                 check_steps(cell)
                 cells.setdefault(cell.cell_id, cell)
         return tuple(cells.values())
@@ -134,13 +101,14 @@ def load_study(
         preset: settings of the file under that name, laid over the study's own.
         protocol: the same; laid over before the preset. The preset's, or the file's first, where `None`.
         overrides: settings that win over all of these. A list is an axis; arms that fix the key to a value that is not
-            in it fall away. "default" takes a setting of the file away.
+            in it fall away. "default" takes a setting of the file away. "pretraining.KEY" is a setting of the
+            pre-training, which otherwise has the arms' but for those that the file gives it.
 
     Raises:
         StudyError: no such study, preset or protocol; or a key, a value or a combination is refused. Nothing is read
             but the file.
     """
-    where, file = _read(study)
+    where, file = read_study_file(study)
     overlay = _chosen(where, "preset", preset, file.presets) or Overlay()
     protocol = protocol or overlay.protocol or next(iter(file.protocols), None)
     rules = _chosen(where, "protocol", protocol, file.protocols) or Overlay()
@@ -152,7 +120,10 @@ def load_study(
             f"{settings['norm_batches_per_step']} norm batches. One of them decides. "
             f"Leave it out, or pass another protocol."
         )
-    tables = _override(where, overlay.arms or rules.arms or file.arms, settings, dict(overrides or {}))
+    given = dict(overrides or {})
+    before = None if file.pretraining is None else {**file.pretraining, **rules.pretraining, **overlay.pretraining}
+    before = _override_pretraining(where, before, given)
+    tables = _override(where, overlay.arms or rules.arms or file.arms, settings, given)
     if settings.get("data") != "pets" and "split" not in (overrides or {}):
         settings.pop("split", None)  # the file's is for the data that it names
     arms = _expand(where, tables, settings)
@@ -162,45 +133,12 @@ def load_study(
         title=file.title,
         reproduces=file.reproduces,
         protocol=protocol or "",
+        pretraining=_pretraining(where, before, settings, arms),
         arms=arms,
         axes=_axes(arms, tables),
-        settings=_described(settings, tables, protocol),
+        settings=_described(settings, tables, before, protocol),
         report=file.report,
     )
-
-
-def study_text(name: str) -> str:
-    """The file of a built-in study.
-
-    Raises:
-        StudyError: no such study.
-    """
-    if name not in STUDIES:
-        raise StudyError(unknown_name("study", name, STUDIES) + " Or pass the path of a TOML file.")
-    return resources.files("batchfree.study").joinpath("studies", f"{name}.toml").read_text(encoding="utf-8")
-
-
-def _read(study: str | Path) -> tuple[str, StudyFile]:
-    path = Path(study)
-    if isinstance(study, Path) or path.suffix == ".toml":
-        where = str(study)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise StudyError(
-                f"{path} cannot be read ({error}). A TOML file is needed. Print one to start from with "
-                f"`batchfree study show NAME`; names: {', '.join(STUDIES)}."
-            ) from None
-    else:
-        where, text = study, study_text(study)
-    try:
-        return where, StudyFile.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise StudyError(
-            f"{where} is not TOML: {error}. Compare it with `batchfree study show norm-batch`, and mend that line."
-        ) from None
-    except ValidationError as error:
-        raise _refusal(where, error, tuple(StudyFile.model_fields)) from None
 
 
 def _chosen(where: str, kind: str, name: str | None, among: Mapping[str, Overlay]) -> Overlay | None:
@@ -223,10 +161,12 @@ def _override(where: str, tables: Sequence[Table], settings: Table, overrides: T
             for table in kept:
                 if isinstance(table.get(key), list):
                     table[key] = values
+                elif key not in table and RIVALS.get(key) not in table:
+                    table[key] = value
             if not kept:
                 raise StudyError(
-                    f"{key} = {_plain(values)} leaves no arm of {where}. Its arms have "
-                    f"{_plain([table[key] for table in tables if key in table])}. Pass some of these."
+                    f"{key} = {plain(values)} leaves no arm of {where}. Its arms have "
+                    f"{plain([table[key] for table in tables if key in table])}. Pass some of these."
                 )
         elif isinstance(value, list):
             kept = [{**table, key: value} for table in kept]
@@ -237,6 +177,45 @@ def _override(where: str, tables: Sequence[Table], settings: Table, overrides: T
     return kept
 
 
+def _override_pretraining(where: str, before: Table | None, overrides: Table) -> Table | None:
+    """The pre-training's table with its own among `overrides`, which are taken out of these."""
+    own = {key: overrides.pop(key) for key in list(overrides) if key.startswith("pretraining.")}
+    if own and before is None:
+        raise StudyError(f"{', '.join(own)} was given, and {where} has no [pretraining]. Leave it out.")
+    return None if before is None else {**before, **{key.partition(".")[2]: value for key, value in own.items()}}
+
+
+def _pretraining(where: str, before: Table | None, settings: Table, arms: Sequence[ArmSettings]) -> ArmSettings | None:
+    """The run before the others, for as many seeds as start from it."""
+    started = [arm for arm in arms if arm.start != "scratch"]
+    if not started:
+        return None
+    if before is None:
+        raise StudyError(
+            f"{where}: start = {plain(started[0].start)} was given, and no [pretraining] whose network it starts "
+            f'from. Add that table with the settings in which the pre-training differs, or pass start = "scratch".'
+        )
+    trained = _expand(f"{where}, [pretraining]", [before], {**settings, "seeds": max(arm.seeds for arm in started)})
+    problems = []
+    if len(trained) > 1:
+        problems.append("a list was given, and one network per seed is trained. Name one value of each key")
+    if (trained[0].norm, trained[0].start) != ("bn", "scratch"):
+        problems.append(
+            f"norm = {plain(trained[0].norm)} and start = {plain(trained[0].start)} were given. The others start from "
+            f'a network with Batch Norm. Pass norm = "bn" and start = "scratch"'
+        )
+    if trained[0].seeds < max(arm.seeds for arm in started):
+        problems.append(f"seeds = {trained[0].seeds} is less than those of the arms that start from it. Leave it out")
+    if others := sorted({arm.model for arm in started} - {trained[0].model}):
+        problems.append(
+            f"model = {plain(trained[0].model)} is trained, and arms start from it with {', '.join(others)}. One "
+            f"network is trained per seed. Pass one model for all"
+        )
+    if problems:
+        raise StudyError(f"{where}, [pretraining]: {'; '.join(problems)}.")
+    return trained[0]
+
+
 def _expand(where: str, tables: Sequence[Table], settings: Table) -> tuple[ArmSettings, ...]:
     """Every combination of every table's lists, over `settings`."""
     arms: list[ArmSettings] = []
@@ -245,7 +224,7 @@ def _expand(where: str, tables: Sequence[Table], settings: Table) -> tuple[ArmSe
         for key, values in axes.items():
             if not values or any(values.count(value) > 1 for value in values):
                 raise StudyError(
-                    f"{where}: {key} = {_plain(values)} was given. A list names at least one value, and each once. "
+                    f"{where}: {key} = {plain(values)} was given. A list names at least one value, and each once. "
                     f"Mend the list."
                 )
         for combination in itertools.product(*axes.values()):
@@ -253,7 +232,7 @@ def _expand(where: str, tables: Sequence[Table], settings: Table) -> tuple[ArmSe
             try:
                 arm = ArmSettings.model_validate(given)
             except ValidationError as error:
-                raise _refusal(where, error, tuple(ArmSettings.model_fields)) from None
+                raise refusal(where, error, tuple(ArmSettings.model_fields)) from None
             if problems := arm.problems():
                 raise StudyError(f"{where}: {'; '.join(problems)}.")
             arms.append(arm)
@@ -265,7 +244,7 @@ def _expand(where: str, tables: Sequence[Table], settings: Table) -> tuple[ArmSe
 def _check_overlays(where: str, file: StudyFile) -> None:
     """A misspelt key is refused also in the protocols and presets that are not chosen."""
     for overlay in (*file.protocols.values(), *file.presets.values()):
-        for table in (overlay.settings, *(overlay.arms or [])):
+        for table in (overlay.settings, overlay.pretraining, *(overlay.arms or [])):
             for key in table:
                 if key not in ArmSettings.model_fields:
                     raise StudyError(f"{where}: {unknown_name('setting', key, ArmSettings.model_fields)}")
@@ -282,6 +261,10 @@ def _axes(arms: Sequence[ArmSettings], tables: Sequence[Table]) -> tuple[str, ..
     """The keys of the tables whose values differ between arms."""
     keys = dict.fromkeys(key for table in tables for key in table)
     varying = tuple(key for key in keys if len({getattr(arm, key) for arm in arms}) > 1)
+    if "start" in varying:  # what follows from it, as a learning rate for trained weights does, tells no arms apart
+        pairs = {key: len({(arm.start, getattr(arm, key)) for arm in arms}) for key in varying}
+        starts = len({arm.start for arm in arms})
+        varying = tuple(key for key in varying if key in ("start", "norm") or pairs[key] > starts)
     unseen = [key for key in varying if key not in CellConfig.model_fields]
     if unseen:
         raise StudyError(
@@ -292,38 +275,14 @@ def _axes(arms: Sequence[ArmSettings], tables: Sequence[Table]) -> tuple[str, ..
     return varying
 
 
-def _load(arm: ArmSettings, download: bool) -> ImageData:
-    data = load_data(arm.data, data_dir=arm.data_dir, image_size=arm.image_size, split=arm.split, download=download)
-    return data.take(arm.train_images, arm.validation_images)
-
-
-def _refusal(where: str, error: ValidationError, fields: Sequence[str]) -> StudyError:
-    """pydantic's findings as one message: where, what was given, what is allowed."""
-    parts = []
-    for problem in error.errors():
-        key = ".".join(map(str, problem["loc"]))
-        if problem["type"] == "extra_forbidden":
-            parts.append(unknown_name("setting", key, fields))
-        elif problem["type"] == "literal_error" and isinstance(problem["input"], str):
-            allowed = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
-            parts.append(unknown_name(key.replace("int", "").strip("."), problem["input"], allowed))
-        elif problem["type"] == "missing":
-            parts.append(f"{key} is missing. A study's file needs it. Add it")
-        else:
-            parts.append(f"{key} = {_plain(problem['input'])} was given. {problem['msg']}. Pass such a value")
-    unique = dict.fromkeys(part.rstrip(".") for part in parts)
-    text = "; ".join(unique)
-    return StudyError(f"{where}: {text}{'' if text.endswith('?') else '.'}")
-
-
-def _described(settings: Table, tables: Sequence[Table], protocol: str | None) -> dict[str, str]:
-    described = {key: _plain(value) for key, value in settings.items()}
+def _described(settings: Table, tables: Sequence[Table], before: Table | None, protocol: str | None) -> dict[str, str]:
+    described = {key: plain(value) for key, value in settings.items()}
+    if before is not None:
+        described["pretraining"] = _listed(before)
     for index, table in enumerate(tables):
-        described[f"arms {index + 1}" if len(tables) > 1 else "arms"] = "; ".join(
-            f"{key} = {_plain(value)}" for key, value in table.items()
-        )
+        described[f"arms {index + 1}" if len(tables) > 1 else "arms"] = _listed(table)
     return {**({} if protocol is None else {"protocol": protocol}), **described}
 
 
-def _plain(value: object) -> str:
-    return json.dumps(value) if isinstance(value, (list, dict, bool, str)) else str(value)
+def _listed(table: Table) -> str:
+    return "; ".join(f"{key} = {plain(value)}" for key, value in table.items())

@@ -72,7 +72,7 @@ def estimate_study(study: Study, out: Path, *, download: bool = False) -> StudyE
     plan = plan_loaded(study, sources)
     by_arm: dict[str, list[CellConfig]] = {}
     for cell in plan.cells:
-        by_arm.setdefault(cell.model_copy(update={"seed": 0}).cell_id, []).append(cell)
+        by_arm.setdefault(cell.arm_id, []).append(cell)
     arms = []
     for cells in by_arm.values():
         first = cells[0]
@@ -80,6 +80,7 @@ def estimate_study(study: Study, out: Path, *, download: bool = False) -> StudyE
         missing = 0 if reason else sum(not is_finished(out, cell) for cell in cells)
         seconds = _seconds_per_run(first, loaded[first.data_fingerprint]) if missing else None
         label = ", ".join(f"{axis}={value}" for axis in study.axes if (value := getattr(first, axis)) is not None)
+        label = f"pre-training, {label}" if first.keeps_weights else label
         skipped = f"skipped: {reason}" if reason else ""
         arms.append(ArmEstimate(label or first.norm, len(cells), missing, seconds, skipped))
     threads = max(arm.threads * arm.workers for arm in study.arms)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from batchfree.study._frozen_batch_norm import FrozenBatchNorm2d
 from batchfree.study._ghost_batch_norm import GhostBatchNorm2d
 
 __all__ = ["Scores", "evaluate", "has_batch_norm", "recomputed_statistics"]
@@ -55,8 +56,10 @@ def evaluate(network: nn.Module, images: Tensor, labels: Tensor) -> Scores:
 
 
 def has_batch_norm(network: nn.Module) -> bool:
-    """Whether the network keeps running statistics."""
-    return any(isinstance(module, _BatchNorm) for module in network.modules())
+    """Whether the network keeps running statistics, and is not held to those it has."""
+    return any(
+        isinstance(module, _BatchNorm) and not isinstance(module, FrozenBatchNorm2d) for module in network.modules()
+    )
 
 
 @contextmanager

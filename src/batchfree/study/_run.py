@@ -51,7 +51,7 @@ def plan_loaded(study: Study, loaded: Loaded) -> Plan:
     skipped: dict[str, str] = {}
     reasons: dict[str, StudyError | ConversionError] = {}
     for cell in cells:
-        arm = cell.model_copy(update={"seed": 0}).cell_id
+        arm = cell.arm_id
         if cell.seed == 0:
             try:
                 build_network(cell, by_fingerprint[cell.data_fingerprint])

@@ -77,6 +77,7 @@ class StudyRun:
         self.on_progress = on_progress
         self.waiting = [cell for cell in cells if not is_finished(out, cell)]
         self.running: dict[str, _Running] = {}
+        self._trained: set[str] = set()  # pre-trainings that are known to have left a network
 
     def finish(self) -> list[CellResult]:
         """Runs all cells; on the way out, whatever the reason, no job is left.
@@ -87,8 +88,10 @@ class StudyRun:
         try:
             with says_what_to_do_when_full(self.out):
                 while self.waiting or self.running:
-                    while self.waiting and (self.engine.slots is None or len(self.running) < self.engine.slots):
-                        self._start(self.waiting.pop(0))
+                    self._give_up_dependants()
+                    while self._has_slot() and (cell := self._next_ready()) is not None:
+                        self.waiting.remove(cell)
+                        self._start(cell)
                     self.on_progress(self._progress())
                     time.sleep(POLL_SECONDS)
                     self._collect()
@@ -96,6 +99,31 @@ class StudyRun:
             self._stop_jobs()
         self.on_progress(self._progress())
         return [read_record(self._folder(cell) / "result.json", CellResult) for cell in self.cells]
+
+    def _has_slot(self) -> bool:
+        return self.engine.slots is None or len(self.running) < self.engine.slots
+
+    def _next_ready(self) -> CellConfig | None:
+        """The next cell that starts from nothing that is still to be trained."""
+        open_ids = {cell.cell_id for cell in self.waiting} | self.running.keys()
+        return next((cell for cell in self.waiting if cell.pretraining not in open_ids), None)
+
+    def _give_up_dependants(self) -> None:
+        """Cells whose pre-training ended without a network become rows; tried again when it is."""
+        open_ids = {cell.cell_id for cell in self.waiting} | self.running.keys()
+        ended = {cell.pretraining for cell in self.waiting if cell.pretraining} - open_ids - self._trained
+        for cell_id in sorted(ended):
+            result = read_record(self.out / "cells" / cell_id / "result.json", CellResult)
+            if result.status == "done":
+                self._trained.add(cell_id)
+                continue
+            status: Status = "skipped" if result.is_final else "failed"
+            reason = f"its pre-training, {cell_id}, has no network: {result.status}: {result.reason}"
+            for cell in [cell for cell in self.waiting if cell.pretraining == cell_id]:
+                self.waiting.remove(cell)
+                self._folder(cell).mkdir(parents=True, exist_ok=True)
+                lost = CellResult(cell_id=cell.cell_id, status=status, reason=reason)
+                write_record(self._folder(cell) / "result.json", lost)
 
     def _start(self, cell: CellConfig) -> None:
         folder = self._folder(cell)
@@ -181,7 +209,8 @@ class StudyRun:
         if (folder / "result.json").exists():
             return cell.epochs
         metrics = folder / "metrics.jsonl"
-        return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+        lines = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+        return lines - 1 if lines and cell.pretraining is not None else lines  # the first is of epoch 0
 
     def _folder(self, cell: CellConfig) -> Path:
         return self.out / "cells" / cell.cell_id

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeFloat, PositiveInt
 
-from batchfree.records import BATCH_FREE_NORMS, CellConfig, Norm
-from batchfree.study._data import ImageData, resolve_data
+from batchfree.records import BATCH_FREE_NORMS, NORMS, CellConfig, Half, Norm, Start
+from batchfree.study._data import ImageData, load_data, resolve_data
 from batchfree.study._weights_file import weights_fingerprint
 
 __all__ = ["ArmSettings", "LearningRateScale"]
 
 LearningRateScale = Literal["none", "sgd_batch", "norm_batch"]
+#: What can be made of a trained network. Strict Weight Standardization is for training from scratch.
+STARTS: dict[Start, tuple[Norm, ...]] = {
+    "trained": ("bn", "bn-frozen"),
+    **dict.fromkeys(("fresh", "copied", "calibrated", "recovered"), ("gn",)),
+}
 #: The learning rate is for so many images of the batch that scales it (Wu & He 2018, section 4.1).
 SCALE_IMAGES = 32
 
@@ -27,6 +33,8 @@ class ArmSettings(BaseModel):
     data_dir: str | None = Field(None, description="where the files of a named data set lie")
     split: str | None = Field(None, description='of pets: "official" (default) or "blog"')
     image_size: PositiveInt | None = Field(None, description="side in pixels; as the data set has it")
+    half: Half | None = Field(None, description="of the training images, first or second; both")
+    rotation: FiniteFloat = Field(0.0, description="of every image, in degrees")
     train_images: PositiveInt | None = Field(None, description="a fixed random subset of so many; all")
     validation_images: PositiveInt | None = Field(None, description="the same of the validation images; all")
     augment: Literal["none", "crop-flip", "resized-crop", "blog"] = Field(
@@ -34,7 +42,8 @@ class ArmSettings(BaseModel):
     )
     model: str = Field("resnet8", description="a small network, torchvision:NAME or timm:NAME")
     weights: str | None = Field(None, description='"pretrained", or a .safetensors or .npz file; from scratch')
-    norm: Norm = Field("bn", description="none, bn, bn+ws, gn, gn+ws, ln or in")
+    start: Start = Field("scratch", description="scratch, or what is made of the network of [pretraining]")
+    norm: Norm = Field("bn", description="none, bn, bn-frozen, bn+ws, gn, gn+ws, ln or in")
     norm_batch: PositiveInt | None = Field(None, description="images that share Batch Norm's statistics; the SGD batch")
     groups: PositiveInt | Literal["auto"] = Field("auto", description="of each norm of gn and gn+ws")
     channels_per_group: PositiveInt | None = Field(None, description="instead of groups")
@@ -56,10 +65,24 @@ class ArmSettings(BaseModel):
     @property
     def source(self) -> tuple[object, ...]:
         """What decides the images; arms of the same source share them."""
-        return self.data, self.data_dir, self.split, self.image_size, self.train_images, self.validation_images
+        taken = self.half, self.rotation, self.train_images, self.validation_images
+        return self.data, self.data_dir, self.split, self.image_size, *taken
 
-    def cells(self, study: str, protocol: str, data: ImageData, fingerprint: str) -> list[CellConfig]:
-        """One cell per seed."""
+    def load(self, *, download: bool = False) -> ImageData:
+        """The images.
+
+        Raises:
+            DataError: they are missing, damaged or unusable, or fewer than asked for.
+        """
+        data = load_data(
+            self.data, data_dir=self.data_dir, image_size=self.image_size, split=self.split, download=download
+        )
+        return data.take(self.train_images, self.validation_images, half=self.half).rotated(self.rotation)
+
+    def cells(
+        self, study: str, protocol: str, data: ImageData, fingerprint: str, pretraining: Sequence[CellConfig] = ()
+    ) -> list[CellConfig]:
+        """One cell per seed; one that starts from a trained network names the cell of its seed in `pretraining`."""
         norm_batch, sgd_batch = self._batches()
         fingerprint_of_weights = weights_fingerprint(self.weights)
         is_grouped = self.norm in ("gn", "gn+ws")
@@ -71,6 +94,8 @@ class ArmSettings(BaseModel):
                 model=self.model,
                 weights=str(Path(self.weights).resolve()) if self.weights and fingerprint_of_weights else self.weights,
                 weights_fingerprint=fingerprint_of_weights,
+                start=self.start,
+                pretraining=None if self.start == "scratch" else pretraining[seed].cell_id,
                 norm=self.norm,
                 norm_batch=None if self.norm in BATCH_FREE_NORMS and not follows_norm_batch else norm_batch,
                 groups=self.groups if is_grouped else "auto",
@@ -89,6 +114,8 @@ class ArmSettings(BaseModel):
                 data_fingerprint=fingerprint,
                 data_dir=None if self.data_dir is None else str(Path(self.data_dir).resolve()),
                 split=self.split,
+                half=self.half,
+                rotation=self.rotation,
                 train_images=len(data.train_images),
                 validation_images=len(data.validation_images),
                 image_size=self.image_size,
@@ -102,6 +129,16 @@ class ArmSettings(BaseModel):
     def problems(self) -> list[str]:
         """Why these settings do not go together, each with what to do; empty where they do."""
         found = []
+        if self.norm not in (allowed := STARTS.get(self.start, NORMS)):
+            found.append(
+                f"start = {self.start!r} was given with norm = {self.norm!r}. Norms that can start so: "
+                f"{', '.join(allowed)}. Pass one of these, or another start"
+            )
+        if self.start == "scratch" and self.norm == "bn-frozen":
+            found.append(
+                "norm = 'bn-frozen' was given with start = 'scratch', where Batch Norm has learnt nothing to freeze. "
+                "It needs start = 'trained'. Pass that, and a [pretraining] table"
+            )
         if self.groups != "auto" and self.channels_per_group is not None:
             found.append(
                 f"groups = {self.groups} and channels_per_group = {self.channels_per_group} were given. One of them "

@@ -64,6 +64,8 @@ class Training:
     def finish(self) -> CellResult | None:
         """Trains to the end, or until asked to stop, which gives `None`."""
         with torch.random.fork_rng():  # the caller's random numbers stay where they are
+            if self.config.pretraining is not None and not self.state.metrics_bytes:
+                self._validate_start()
             while self.state.epoch < self.config.epochs:
                 try:
                     if not self._train_epoch():
@@ -162,6 +164,19 @@ class Training:
         self.state.epoch += 1
         self.state.step = 0
         self.state.loss_sum = 0.0
+        if self.workers.rank == 0:
+            self._log(line)
+
+    def _validate_start(self) -> None:
+        """What the network is worth before its first step. No number of it stops the run: training may mend it."""
+        scores = evaluate(self.network, *self.images.validation())
+        line = EpochMetrics(
+            epoch=0,
+            train_loss=None,
+            validation_loss=scores.loss,
+            error_percent=scores.error_percent,
+            feature_percentiles=scores.feature_percentiles,
+        ).model_dump_json()
         if self.workers.rank == 0:
             self._log(line)
 

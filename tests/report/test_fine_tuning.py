@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from batchfree.records import CellConfig, Comparison, EpochMetrics
-from batchfree.report import build_report
+from batchfree.report import build_report, compare, gather_arms
+from batchfree.study import load_study
 from tests.report.page import Page
 from tests.report.sample_study import SampleStudy, epochs
 from tests.report.svg import Drawing
@@ -17,7 +18,7 @@ BN, FROZEN, CALIBRATED, COPIED = "#d55e00", "#7a4b2a", "#0072b2", "#c79100"
 AGAINST_CALIBRATED = Comparison(
     title="Against calibrated",
     reference={"norm": "gn", "start": "calibrated"},
-    only={"start": "trained", "norm_batch": 2},
+    only={"start": "trained", "norm_batch": (2, "none")},
 )
 
 
@@ -69,7 +70,7 @@ def test_the_pre_training_is_listed_and_in_no_arm(page: Page) -> None:
     arms = [row["Arm"] for row in page.table("Arm", "Mean error")]
     assert "BN, from scratch, norm batch 32" not in arms
     assert len(arms) == 6
-    assert page.terms["Pre-training"].endswith("error 5.00 % and 6.00 % by seed")
+    assert page.terms["Pre-training"].endswith("error 5.00 % (seed 0) and 6.00 % (seed 1)")
     assert page.terms["Data"].startswith("digits, second half, turned by 30 degrees")
     assert page.terms["Weights"] == "of the pre-training; from scratch"
 
@@ -81,6 +82,50 @@ def test_batch_norm_at_that_norm_batch_and_frozen_is_compared_with_calibrated_gr
         ("GN, calibrated", "frozen BN"),
     ]
     assert [row["Mean difference"] for row in rows] == ["+3.05", "+0.80"]
+
+
+def test_the_built_in_study_compares_one_kind_of_evaluation_in_each_test(tmp_path: Path) -> None:
+    study = load_study("fine-tune")
+    sample = SampleStudy(name=study.name, axes=study.axes, compare=study.report.compare)
+    trained: dict[str, Any] = {"start": "trained", "pretraining": "bn-n32"}
+    for norm_batch in (4, 2, 1):
+        errors = {0: 20.0 / norm_batch}
+        sample.add("bn", norm_batch, errors, recomputed=errors, **trained)
+        sample.add("bn", norm_batch, errors, recomputed=errors)
+    sample.add("bn-frozen", None, {0: 18.0}, **trained)
+    for start in ("fresh", "copied", "calibrated", "recovered"):
+        sample.add("gn", None, {0: 17.0}, start=start, pretraining="bn-n32")
+    sample.add("gn", None, {0: 30.0})
+    arms = gather_arms(*sample.read(tmp_path))
+    against_calibrated, starts, norm_batches = (compare(arms, given) for given in study.report.compare)
+    assert {(row.reference.label, row.arm.label) for row in against_calibrated} == {
+        ("GN, calibrated", "BN, trained, norm batch 2"),
+        ("GN, calibrated", "BN, statistics recomputed, trained, norm batch 2"),
+        ("GN, calibrated", "frozen BN"),
+    }
+    assert [row.arm.config.start for row in starts] == ["fresh", "copied", "recovered", "scratch"]
+    assert [row.arm.norm_batch for row in norm_batches if not row.arm.is_recomputed] == [2, 1]
+    assert [row.arm.norm_batch for row in norm_batches if row.arm.is_recomputed] == [2, 1]
+    assert all(row.arm.is_recomputed == row.reference.is_recomputed for row in norm_batches)
+    assert {row.reference.config.start for row in norm_batches} == {"trained"}
+
+
+def test_runs_that_begin_with_given_weights_are_not_said_to_begin_from_scratch(page: Page, tmp_path: Path) -> None:
+    assert page.terms["From scratch"].startswith("Random initial weights")
+    study = SampleStudy(name="fine-tune", figure="fine-tuning", axes=("norm", "start"))
+    study.add("bn", 4, {0: 20.0}, start="trained", pretraining="bn-n32")
+    study.add("gn", None, {0: 30.0}, weights="pretrained")
+    given = Page(build_report(study.write(tmp_path)))
+    assert [row["Arm"] for row in given.table("Arm", "Mean error")] == ["BN, trained", "GN, given weights"]
+    assert "without the pre-training" in given.terms["Given weights"]
+    assert "scratch" not in given.text
+
+
+def test_the_pre_training_error_of_a_seed_is_not_taken_for_that_of_a_lost_one(tmp_path: Path) -> None:
+    study = SampleStudy(name="fine-tune", axes=("norm", "start"))
+    study.add("bn", 32, {0: "failed: killed", 1: 6.0}, keeps_weights=True)
+    study.add("gn", None, {0: "missing", 1: 9.0}, start="copied", pretraining="bn-n32")
+    assert Page(build_report(study.write(tmp_path))).terms["Pre-training"].endswith("; error 6.00 % (seed 1)")
 
 
 def test_the_curves_begin_before_the_first_step_and_starts_look_different(page: Page) -> None:

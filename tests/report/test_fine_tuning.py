@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from batchfree.records import CellConfig, Comparison, EpochMetrics
-from batchfree.report import build_report
+from batchfree.report import build_report, compare, gather_arms
+from batchfree.study import load_study
 from tests.report.page import Page
 from tests.report.sample_study import SampleStudy, epochs
 from tests.report.svg import Drawing
@@ -81,6 +82,32 @@ def test_batch_norm_at_that_norm_batch_and_frozen_is_compared_with_calibrated_gr
         ("GN, calibrated", "frozen BN"),
     ]
     assert [row["Mean difference"] for row in rows] == ["+3.05", "+0.80"]
+
+
+def test_the_built_in_study_compares_one_kind_of_evaluation_in_each_test(tmp_path: Path) -> None:
+    study = load_study("fine-tune")
+    sample = SampleStudy(name=study.name, axes=study.axes, compare=study.report.compare)
+    trained: dict[str, Any] = {"start": "trained", "pretraining": "bn-n32"}
+    for norm_batch in (4, 2, 1):
+        errors = {0: 20.0 / norm_batch}
+        sample.add("bn", norm_batch, errors, recomputed=errors, **trained)
+        sample.add("bn", norm_batch, errors, recomputed=errors)
+    sample.add("bn-frozen", None, {0: 18.0}, **trained)
+    for start in ("fresh", "copied", "calibrated", "recovered"):
+        sample.add("gn", None, {0: 17.0}, start=start, pretraining="bn-n32")
+    sample.add("gn", None, {0: 30.0})
+    arms = gather_arms(*sample.read(tmp_path))
+    against_calibrated, starts, norm_batches = (compare(arms, given) for given in study.report.compare)
+    assert {(row.reference.label, row.arm.label) for row in against_calibrated} == {
+        ("GN, calibrated", "BN, trained, norm batch 2"),
+        ("GN, calibrated", "BN, statistics recomputed, trained, norm batch 2"),
+        ("GN, calibrated", "frozen BN"),
+    }
+    assert {row.arm.config.start for row in starts} == {"fresh", "copied", "recovered", "scratch"}
+    assert [row.arm.norm_batch for row in norm_batches if not row.arm.is_recomputed] == [2, 1]
+    assert [row.arm.norm_batch for row in norm_batches if row.arm.is_recomputed] == [2, 1]
+    assert all(row.arm.is_recomputed == row.reference.is_recomputed for row in norm_batches)
+    assert {row.reference.config.start for row in norm_batches} == {"trained"}
 
 
 def test_the_curves_begin_before_the_first_step_and_starts_look_different(page: Page) -> None:

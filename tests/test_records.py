@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -14,6 +16,7 @@ from batchfree.records import (
     Comparison,
     Cost,
     EpochMetrics,
+    Record,
     ReportSpec,
     Status,
     StudyRecord,
@@ -60,6 +63,43 @@ def test_a_cell_of_before_there_was_fine_tuning_keeps_its_id() -> None:
     assert CONFIG.cell_id == "gn-ws-s3-48caeaf258"  # as the schema without these fields gave it
     for change in ({"half": "first"}, {"rotation": 1.0}, {"keeps_weights": True}):
         assert CONFIG.model_copy(update=change).cell_id != CONFIG.cell_id
+
+
+def test_a_plain_study_has_no_key_that_a_batchfree_of_before_fine_tuning_refuses(tmp_path: Path) -> None:
+    record = StudyRecord(
+        study="norms", title="t", reproduces="", command="c", settings={}, axes=("norm",), cells=(CONFIG,)
+    )
+    results = (summarise("id", epochs(50, 20), [1]), CellResult(cell_id="id", status="failed"))
+    texts = [written(tmp_path, each) for each in (CONFIG, record, *results)]
+    config, study, *outcomes = texts
+    assert set(config) == set(study["cells"][0]) == {  # as the schema of then listed them
+        "schema_version", "study", "protocol", "model", "weights", "weights_fingerprint", "norm", "norm_batch",
+        "groups", "channels_per_group", "zero_gamma", "sgd_batch", "workers", "optimizer", "learning_rate",
+        "momentum", "weight_decay", "schedule", "epochs", "augment", "data", "data_fingerprint", "data_dir", "split",
+        "train_images", "validation_images", "image_size", "seed", "threads", "device",
+    }  # fmt: skip
+    for outcome in outcomes:
+        assert set(outcome) == {
+            "schema_version", "cell_id", "status", "reason", "error_percent", "final_error_percent",
+            "best_error_percent", "recomputed_error_percent", "validation_loss", "num_groups",
+        }  # fmt: skip
+
+
+def test_what_fine_tuning_added_is_written_where_it_says_something(tmp_path: Path) -> None:
+    started = CONFIG.model_copy(update={"start": "copied", "pretraining": "bn-s3-0", "half": "first", "rotation": 1.5})
+    found = written(tmp_path, started)
+    assert (found["start"], found["pretraining"]) == ("copied", "bn-s3-0")
+    assert (found["half"], found["rotation"]) == ("first", 1.5)
+    assert written(tmp_path, CONFIG.model_copy(update={"keeps_weights": True}))["keeps_weights"] is True
+    result = CellResult(cell_id="id", status="done", initial_error_percent=0.0, validation_loss=float("inf"))
+    assert written(tmp_path, result)["initial_error_percent"] == 0.0
+    assert read_record(tmp_path / "record.json", CellResult) == result
+
+
+def written(folder: Path, record: Record) -> dict[str, Any]:
+    write_record(folder / "record.json", record)
+    found: dict[str, Any] = json.loads((folder / "record.json").read_text())
+    return found
 
 
 def test_an_arm_is_the_same_for_every_seed_and_another_for_every_start() -> None:
@@ -149,7 +189,7 @@ def test_a_line_that_was_cut_short_is_left_out_and_a_damaged_one_is_refused(tmp_
         (b'{"schema_version": 1}', "schema version 1"),
         (b"{}", "schema version None"),
         (b'{"schema_version": 2, "cell_id": "a", "status": "fine"}', "status"),
-        (b'{"schema_version": 2, "cell_id": "a", "status": "done", "colour": 1}', "colour"),
+        (b'{"schema_version": 2, "cell_id": "a", "status": "done", "colour": 1}', "colour.*Use the batchfree that"),
         (b"\xff\xfe", "cannot be read"),
     ],
 )

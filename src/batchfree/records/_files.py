@@ -141,4 +141,7 @@ def _parse(path: Path, text: str, schema: type[RecordT]) -> RecordT:
         return schema.model_validate_json(text)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise RecordError(f"{path} does not hold a {schema.__name__}: {problems}. Delete it and run again.") from None
+        raise RecordError(
+            f"{path} does not hold a {schema.__name__}: {problems}. "
+            f"Use the batchfree that wrote it; if it is damaged, delete it and run again."
+        ) from None

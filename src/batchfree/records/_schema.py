@@ -6,7 +6,7 @@ import hashlib
 import shlex
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
 from pydantic import (
     BaseModel,
@@ -15,6 +15,9 @@ from pydantic import (
     FiniteFloat,
     NonNegativeInt,
     PositiveInt,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
@@ -62,10 +65,7 @@ NORMS: tuple[Norm, ...] = get_args(Norm)
 #: Norms that do not see the batch, hence not the norm batch either.
 BATCH_FREE_NORMS: tuple[Norm, ...] = ("none", "bn-frozen", "gn", "gn+ws", "ln", "in")
 
-
 Half: TypeAlias = Literal["first", "second"]
-#: Fields of a cell that only studies with a pre-training set.
-_FINE_TUNING = ("start", "pretraining", "keeps_weights", "half", "rotation")
 
 
 class Record(BaseModel):
@@ -73,7 +73,21 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, ser_json_inf_nan="constants")
 
+    #: Fields that this schema version did not have at first. They are in the JSON only where they say something, so
+    #: that a batchfree of before them reads the rest, and cells keep the names that they had.
+    _added_later: ClassVar[tuple[str, ...]] = ()
+
     schema_version: Literal[2] = 2
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, serialise: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        unused = self._unused if info.mode == "json" else ()
+        return {name: value for name, value in serialise(self).items() if name not in unused}
+
+    @property
+    def _unused(self) -> set[str]:
+        fields = type(self).model_fields
+        return {name for name in self._added_later if getattr(self, name) == fields[name].default}
 
 
 class CellConfig(Record):
@@ -82,6 +96,8 @@ class CellConfig(Record):
     `norm_batch` is how many images share Batch Norm's statistics, `None` where the norm cannot see it and nothing else
     follows from it.
     """
+
+    _added_later: ClassVar[tuple[str, ...]] = ("start", "pretraining", "keeps_weights", "half", "rotation")
 
     study: str
     protocol: str = ""  # the study's name for how batch sizes, learning rate and schedule hang together
@@ -144,7 +160,7 @@ class CellConfig(Record):
         """Folder name: what the cell is, in short, and the hash of its whole configuration."""
         # Where images and weights lie is not what they are: the fingerprints are.
         moved = {"weights"} if self.weights_fingerprint else set()
-        identity = self.model_dump_json(exclude={"data", "data_dir"} | moved | self._unused)
+        identity = self.model_dump_json(exclude={"data", "data_dir"} | moved)
         digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
         batch = "" if self.norm_batch is None else f"-n{self.norm_batch}"
         start = "" if self.start == "scratch" else f"-{self.start}"
@@ -155,11 +171,6 @@ class CellConfig(Record):
         """The same for the cells that differ in the seed alone."""
         first = {"seed": 0, "start": "scratch", "pretraining": None}
         return f"{self.start} {self.model_copy(update=first).cell_id}"
-
-    @property
-    def _unused(self) -> set[str]:
-        """Fields of fine-tuning that say nothing here: such a cell keeps the name that it had before they existed."""
-        return {name for name in _FINE_TUNING if getattr(self, name) == CellConfig.model_fields[name].default}
 
     def assignments(self) -> list[str]:
         """`key=value` words that `batchfree cell` turns into this configuration again."""
@@ -228,6 +239,8 @@ class EpochMetrics(Record):
 
 class CellResult(Record):
     """A cell's outcome. The numbers are `None` unless `status` is "done"."""
+
+    _added_later: ClassVar[tuple[str, ...]] = ("initial_error_percent",)
 
     cell_id: str
     status: Status

@@ -6,14 +6,16 @@ import csv
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 from batchfree.report import results_csv
 from tests.report.sample_study import SampleStudy
 
 HEADER = (
-    "study,cell_id,model,start,keeps_weights,norm,norm_batch,sgd_batch,groups,channels_per_group,zero_gamma,optimizer,"
-    "learning_rate,epochs,train_images,seed,threads,status,error_percent,initial_error_percent,final_error_percent,"
-    "best_error_percent,recomputed_error_percent,validation_loss,groups_used,seconds,seconds_per_step,peak_memory_bytes\n"
+    "study,cell_id,model,norm,norm_batch,sgd_batch,groups,channels_per_group,zero_gamma,optimizer,learning_rate,"
+    "epochs,train_images,seed,threads,status,error_percent,final_error_percent,"
+    "best_error_percent,recomputed_error_percent,validation_loss,groups_used,seconds,seconds_per_step,peak_memory_bytes,"
+    "start,pretraining,keeps_weights,half,rotation,initial_error_percent\n"
 )
 
 
@@ -25,14 +27,22 @@ def test_a_row_per_cell_with_empty_fields_where_there_is_no_value(tmp_path: Path
     study = SampleStudy().add("bn", 8, {0: 10.5, 1: "diverged: loss is nan", 2: "missing"}, recomputed={0: 8.5})
     study.add("gn+ws", None, {0: 9.0, 1: "failed: killed, by signal 9\nlast line"}, groups=16, zero_gamma=True)
     ids = [cell.cell_id for cell in study.cells]
-    new, shared = "scratch,False", "sgd,0.1,3,1078"
+    shared, new = "sgd,0.1,3,1078", "scratch,,False,,0.0,"
     assert table(study, tmp_path) == HEADER + (
-        f"norm-batch,{ids[0]},resnet8,{new},bn,8,32,auto,,,{shared},0,1,done,10.5,,10.625,10.25,8.5,0.25,,12.5,0.1,1048576\n"
-        f"norm-batch,{ids[1]},resnet8,{new},bn,8,32,auto,,,{shared},1,1,diverged,,,,,,,,12.5,0.1,1048576\n"
-        f"norm-batch,{ids[2]},resnet8,{new},bn,8,32,auto,,,{shared},2,1,missing,,,,,,,,,,\n"
-        f"norm-batch,{ids[3]},resnet8,{new},gn+ws,,32,16,,True,{shared},0,1,done,9.0,,9.125,8.75,,0.25,1/2/4,12.5,0.1,1048576\n"
-        f"norm-batch,{ids[4]},resnet8,{new},gn+ws,,32,16,,True,{shared},1,1,failed,,,,,,,,12.5,0.1,1048576\n"
+        f"norm-batch,{ids[0]},resnet8,bn,8,32,auto,,,{shared},0,1,done,10.5,10.625,10.25,8.5,0.25,,12.5,0.1,1048576,{new}\n"
+        f"norm-batch,{ids[1]},resnet8,bn,8,32,auto,,,{shared},1,1,diverged,,,,,,,12.5,0.1,1048576,{new}\n"
+        f"norm-batch,{ids[2]},resnet8,bn,8,32,auto,,,{shared},2,1,missing,,,,,,,,,,{new}\n"
+        f"norm-batch,{ids[3]},resnet8,gn+ws,,32,16,,True,{shared},0,1,done,9.0,9.125,8.75,,0.25,1/2/4,12.5,0.1,1048576,{new}\n"
+        f"norm-batch,{ids[4]},resnet8,gn+ws,,32,16,,True,{shared},1,1,failed,,,,,,,12.5,0.1,1048576,{new}\n"
     )
+
+
+def test_a_fine_tuned_run_says_what_it_started_from(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"start": "copied", "pretraining": "bn-n32-s0-ab", "half": "second", "rotation": 30.0}
+    study = SampleStudy().add("gn", None, {0: 9.0}, **fields)
+    cell_id = study.cells[0].cell_id
+    study.results[cell_id] = study.results[cell_id].model_copy(update={"initial_error_percent": 80.5})
+    assert table(study, tmp_path).endswith(",1048576,copied,bn-n32-s0-ab,False,second,30.0,80.5\n")
 
 
 def test_several_studies_stand_below_each_other_under_their_names(tmp_path: Path) -> None:

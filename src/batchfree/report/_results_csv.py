@@ -13,8 +13,6 @@ __all__ = ["COLUMNS", "distinct_groups", "results_csv"]
 
 #: Fields of the configuration that are numbers or names of the study's own, never paths.
 CONFIG = (
-    "start",
-    "keeps_weights",
     "norm",
     "norm_batch",
     "sgd_batch",
@@ -29,12 +27,13 @@ CONFIG = (
 )
 RESULT = (
     "error_percent",
-    "initial_error_percent",
     "final_error_percent",
     "best_error_percent",
     "recomputed_error_percent",
     "validation_loss",
 )
+#: Of fine-tuning. New columns stand at the end, where they move no other for who reads by position.
+FINE_TUNING = ("start", "pretraining", "keeps_weights", "half", "rotation")
 COLUMNS = (
     "study",
     "cell_id",
@@ -47,6 +46,8 @@ COLUMNS = (
     "seconds",
     "seconds_per_step",
     "peak_memory_bytes",
+    *FINE_TUNING,
+    "initial_error_percent",
 )
 
 
@@ -83,4 +84,6 @@ def _row(study: str, cell: CellRecord) -> list[object]:
         *(getattr(result, name) if result else None for name in RESULT),
         distinct_groups(result),
         *((cost.seconds, cost.seconds_per_step, cost.peak_memory_bytes) if cost else (None, None, None)),
+        *(getattr(config, name) for name in FINE_TUNING),
+        result.initial_error_percent if result else None,
     ]

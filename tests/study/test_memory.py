@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from batchfree.cli._tables import print_memory
 from batchfree.errors import StudyError
 from batchfree.study import measure_memory
 
@@ -42,6 +43,19 @@ def test_arms_of_one_network_differ_in_their_statistics_only() -> None:
     for need in needs.values():
         assert need.bytes_per_image == pytest.approx(needs["bn"].bytes_per_image, rel=0.05)
     assert needs["gn+ws"].kept_bytes > needs["gn"].kept_bytes + 0.5 * needs["gn"].weights_bytes  # standardised filters
+
+
+def test_frozen_batch_norm_has_no_gradients_and_fits_any_norm_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    bn, frozen = measure_memory("resnet8", image="1x28x28", norms=["bn", "bn-frozen"])
+    affine = 2 * 4 * (16 + 16 + 16 + 32 + 32 + 64 + 64)  # weight and bias of each norm, as float32
+    assert bn.training_bytes - frozen.training_bytes == 2 * affine
+    assert bn.weights_bytes == frozen.weights_bytes
+    print_memory("resnet8", "1x28x28", "64MiB", ["bn", "bn-frozen"], classes=10)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [(row[0], row[-1]) for row in rows if row[:1] in (["bn"], ["bn-frozen"])] == [
+        ("bn", "large"),
+        ("bn-frozen", "any"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from batchfree.errors import StudyError
-from batchfree.records import CellRecord, read_study
+from batchfree.records import BATCH_FREE_NORMS, CellRecord, read_study
 
 if TYPE_CHECKING:
     from batchfree.study import Study
@@ -84,7 +84,7 @@ def print_memory(model: str, image: str, budget: str, norms: list[str], classes:
             f"{need.training_bytes / MIB:,.1f} MiB",
             f"{need.bytes_per_image / MIB:,.2f} MiB",
             str(batch) if batch else "none",
-            "as large" if need.norm.startswith("bn") else "any",
+            "any" if need.norm in BATCH_FREE_NORMS else "as large",
         )
     console = Console(markup=False)
     console.print(table)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from batchfree.errors import StudyError, unknown_name
-from batchfree.records import NORMS, CellConfig
+from batchfree.records import BATCH_FREE_NORMS, NORMS, CellConfig
 from batchfree.study._arm import build_network
 from batchfree.study._data import ImageData
 from batchfree.study._models import model_channels
@@ -23,7 +23,7 @@ class MemoryNeed:
 
     norm: str
     weights_bytes: int  # parameters and buffers
-    training_bytes: int  # gradients and momentum
+    training_bytes: int  # gradients and momentum, of what is not frozen
     kept_bytes: int  # kept for the backward pass whatever the batch, as standardised filters are
     bytes_per_image: int  # kept for the backward pass for each image, its own pixels included
 
@@ -64,12 +64,11 @@ def measure_memory(
         two, four = (_kept_bytes(net, torch.zeros(count, channels, *shape[1:])) for count, net in networks.items())
         per_image = (four - two) // 2
         network = networks[2]
-        parameters = _size_bytes(network.parameters())
         needs.append(
             MemoryNeed(
                 norm=norm,
-                weights_bytes=parameters + _size_bytes(network.buffers()),
-                training_bytes=2 * parameters,
+                weights_bytes=_size_bytes(network.parameters()) + _size_bytes(network.buffers()),
+                training_bytes=2 * _size_bytes(part for part in network.parameters() if part.requires_grad),
                 kept_bytes=max(0, two - 2 * per_image),
                 bytes_per_image=per_image,
             )
@@ -114,7 +113,7 @@ def _config(model: str, norm: str, batch: int) -> CellConfig:
             "study": "memory",
             "model": model,
             "norm": norm,
-            "norm_batch": batch if norm.startswith("bn") else None,
+            "norm_batch": None if norm in BATCH_FREE_NORMS else batch,
             "sgd_batch": batch,
             "learning_rate": 0.1,
             "epochs": 1,

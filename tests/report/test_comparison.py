@@ -117,6 +117,25 @@ def test_batch_norm_is_compared_with_its_own_largest_norm_batch(tmp_path: Path) 
     ]
 
 
+@pytest.mark.parametrize(
+    ("norm_batch", "taking_part"),
+    [
+        (2, ["BN, norm batch 2"]),
+        ("none", ["GN", "LN"]),
+        ((2, "none"), ["BN, norm batch 2", "GN", "LN"]),
+        ((1, 2), ["BN, norm batch 2", "BN, norm batch 1"]),
+    ],
+)
+def test_only_arms_with_one_of_the_values_take_part_and_none_is_a_value(
+    tmp_path: Path, norm_batch: int | str | tuple[int | str, ...], taking_part: list[str]
+) -> None:
+    given = Comparison(title="t", reference={"norm": "bn", "norm_batch": 32}, only={"norm_batch": norm_batch})
+    sample = SampleStudy(compare=(given,)).add("bn", 32, ONE).add("bn", 2, ONE).add("bn", 1, ONE)
+    study, cells = sample.add("gn", None, ONE).add("ln", None, ONE).read(tmp_path)
+    found = compare(gather_arms(study, cells), study.report.compare[0])  # as it comes back from study.json
+    assert [difference.arm.label for difference in found] == taking_part
+
+
 @pytest.mark.parametrize("comparison", [FROM_BATCH_NORM, AGAINST_ITSELF, Comparison(title="t", reference={"x": 1})])
 def test_without_a_reference_there_are_no_differences(tmp_path: Path, comparison: Comparison) -> None:
     assert compared(SampleStudy().add("gn", None, ONE).add("ln", None, ONE), tmp_path, comparison) == ()

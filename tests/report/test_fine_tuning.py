@@ -18,7 +18,7 @@ BN, FROZEN, CALIBRATED, COPIED = "#d55e00", "#7a4b2a", "#0072b2", "#c79100"
 AGAINST_CALIBRATED = Comparison(
     title="Against calibrated",
     reference={"norm": "gn", "start": "calibrated"},
-    only={"start": "trained", "norm_batch": 2},
+    only={"start": "trained", "norm_batch": (2, "none")},
 )
 
 

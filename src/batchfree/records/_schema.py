@@ -186,20 +186,22 @@ class CellConfig(Record):
 FigureKind: TypeAlias = Literal["norm-batch", "groups", "bars", "curves", "percentiles", "fine-tuning"]
 
 
+AxisChoice: TypeAlias = str | int | float | bool
+
+
 class Comparison(BaseModel):
     """One family of seed-paired differences, corrected together for being many.
 
     Each arm is compared with the arm that has the values of `reference` and equals it in all other axes. "largest"
-    stands for the largest value of an axis.
+    stands for the largest value of an axis, "none" for what has none of it. Arms take part that have the value of
+    each axis in `only`, or one of its values; all where it is empty.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     title: str
-    reference: dict[str, str | int | float | bool]
-    only: dict[
-        str, str | int | float | bool
-    ] = {}  # arms that take part, as far as they see these axes; all where empty
+    reference: dict[str, AxisChoice]
+    only: dict[str, AxisChoice | tuple[AxisChoice, ...]] = {}
 
 
 class ReportSpec(BaseModel):

@@ -49,17 +49,16 @@ class Difference:
 def compare(arms: Arms, comparison: Comparison) -> tuple[Difference, ...]:
     """Each arm minus the arm that has the values of `comparison.reference` and equals it in all other axes.
 
-    `comparison.only` asks nothing of an arm in an axis that it cannot see. An axis that one of the two cannot see (the
-    norm batch for Group Norm, the groups for Batch Norm) is no hindrance: such an arm is compared with every reference
-    it fits. An arm with statistics recomputed is compared with its own runs evaluated as usual where the norm is what
-    is compared, else with arms of its own kind.
+    An axis that one of the two cannot see (the norm batch for Group Norm, the groups for Batch Norm) is no hindrance:
+    such an arm is compared with every reference it fits. An arm with statistics recomputed is compared with its own
+    runs evaluated as usual where the norm is what is compared, else with arms of its own kind.
 
     Returns:
         The family, in the order of the references and then of the arms. A verdict is "better" or "worse" where Holm's
         correction over the family leaves the paired t test's p value at 0.05 or below.
     """
     wanted = {axis: _meant(arms, axis, value) for axis, value in comparison.reference.items()}
-    only = {axis: _meant(arms, axis, value) for axis, value in comparison.only.items()}
+    only = {axis: _each_meant(arms, axis, values) for axis, values in comparison.only.items()}
     other = tuple(axis for axis in arms.axes if axis not in wanted)
     references = [arm for arm in arms.all if _is_reference(arm, wanted)]
     return _judged(
@@ -67,7 +66,7 @@ def compare(arms: Arms, comparison: Comparison) -> tuple[Difference, ...]:
             paired_difference(arm, reference)
             for reference in references
             for arm in arms.all
-            if _has(arm, {axis: value for axis, value in only.items() if arm.sees(axis)})
+            if all(_is_any(arm.value(axis), values) for axis, values in only.items())
             and not _is_reference(arm, wanted)
             and ("norm" in wanted or arm.is_recomputed == reference.is_recomputed)
             and arm.agrees_with(reference, other)
@@ -116,11 +115,19 @@ def _has(arm: Arm, values: Mapping[str, AxisValue]) -> bool:
     return all(_is_same(arm.value(axis), value) for axis, value in values.items())
 
 
+def _is_any(given: AxisValue, wanted: Sequence[AxisValue]) -> bool:
+    return any(_is_same(given, value) for value in wanted)
+
+
 def _is_same(given: AxisValue, wanted: AxisValue) -> bool:
     # Learning rates are products, so they carry a rounding error.
     if isinstance(given, float) and isinstance(wanted, float | int):
         return math.isclose(given, wanted, rel_tol=1e-9)
     return given == wanted
+
+
+def _each_meant(arms: Arms, axis: str, values: AxisValue | tuple[AxisValue, ...]) -> tuple[AxisValue, ...]:
+    return tuple(_meant(arms, axis, value) for value in (values if isinstance(values, tuple) else (values,)))
 
 
 def _meant(arms: Arms, axis: str, value: AxisValue) -> AxisValue:

@@ -110,6 +110,17 @@ def test_the_built_in_study_compares_one_kind_of_evaluation_in_each_test(tmp_pat
     assert {row.reference.config.start for row in norm_batches} == {"trained"}
 
 
+def test_runs_that_begin_with_given_weights_are_not_said_to_begin_from_scratch(page: Page, tmp_path: Path) -> None:
+    assert page.terms["From scratch"].startswith("Random initial weights")
+    study = SampleStudy(name="fine-tune", figure="fine-tuning", axes=("norm", "start"))
+    study.add("bn", 4, {0: 20.0}, start="trained", pretraining="bn-n32")
+    study.add("gn", None, {0: 30.0}, weights="pretrained")
+    given = Page(build_report(study.write(tmp_path)))
+    assert [row["Arm"] for row in given.table("Arm", "Mean error")] == ["BN, trained", "GN, given weights"]
+    assert "without the pre-training" in given.terms["Given weights"]
+    assert "scratch" not in given.text
+
+
 def test_the_curves_begin_before_the_first_step_and_starts_look_different(page: Page) -> None:
     drawing = Drawing(page.path.parent / "figures" / "fine-tuning.svg")
     assert [label for label in drawing.labels if label.startswith("norm batch")] == ["norm batch 4", "norm batch 2"]

@@ -97,6 +97,7 @@ class CellConfig(Record):
     follows from it.
     """
 
+    # Of fine-tuning, and of data that any study may halve or turn.
     _added_later: ClassVar[tuple[str, ...]] = ("start", "pretraining", "keeps_weights", "half", "rotation")
 
     study: str

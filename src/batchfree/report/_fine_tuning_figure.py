@@ -32,12 +32,12 @@ TICKS_PERCENT = (0.2, 0.5, 1, 2, 5, 10, 15, 20, 30, 40, 60, 90)
 
 
 def fine_tuning_figure(arms: Arms) -> Figure:
-    """Lines begin at epoch 0 where a run started from a trained network; dashed ones started from scratch."""
+    """Lines begin at epoch 0 where a run started from a trained network; dashed ones had no pre-training."""
     panels = split_into_panels(arms.trained, [axis for axis in arms.axes if axis not in LINE_AXES])
     panels = panels or [PanelArms("", {}, ())]
     caption = (
         f"Validation error by epoch on a logarithmic scale; epoch 0 is before the first step, right after the "
-        f"conversion. Dashed: from scratch. {LINES}"
+        f"conversion. Dashed: without the pre-training. {LINES}"
     )
     if arms.has_any_norm_batch and len(arms.norm_batches) > 1:
         caption += " Norms that do not see the norm batch are the same runs in every panel."

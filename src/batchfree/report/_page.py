@@ -14,7 +14,16 @@ from batchfree.report._advice import ADVICE_RULE
 from batchfree.report._arms import cell_state
 from batchfree.report._results_csv import distinct_groups
 from batchfree.report._study_view import StudyView
-from batchfree.report._wording import MEANINGS, SHORT_NAMES, START_MEANINGS, START_NAMES, percent, plain_number, plural
+from batchfree.report._wording import (
+    MEANINGS,
+    SHORT_NAMES,
+    START_MEANINGS,
+    START_NAMES,
+    beginning,
+    percent,
+    plain_number,
+    plural,
+)
 
 __all__ = ["render_page"]
 
@@ -25,7 +34,7 @@ def render_page(views: Sequence[StudyView]) -> str:
     Args:
         views: at least one; several get a heading each, below one of the page.
     """
-    used = {cell.config.start for view in views for cell in view.cells}
+    used = {beginning(cell.config) for view in views for cell in view.cells}
     starts = [start for start in START_NAMES if start in used]
     present = {arm.norm for view in views for arm in view.arms.all}
     return (

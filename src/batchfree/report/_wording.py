@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from batchfree.records import CellConfig, Norm, Start
 
@@ -19,6 +19,7 @@ __all__ = [
     "AxisValue",
     "arm_label",
     "axis_words",
+    "beginning",
     "enumerated",
     "magnitude",
     "model_name",
@@ -68,9 +69,12 @@ MEANINGS: dict[Norm, str] = {
     "in": "Instance Norm: Group Norm with each channel a group of its own.",
 }
 
-#: What a run starts from, in a label.
-START_NAMES: dict[Start, str] = {
+#: What a run starts from: `Start`, with `scratch` apart from the weights that a study may give it.
+Beginning: TypeAlias = Start | Literal["given"]
+#: The same in a label.
+START_NAMES: dict[Beginning, str] = {
     "scratch": "from scratch",
+    "given": "given weights",
     "trained": "trained",
     "fresh": "new norms",
     "copied": "affine copied",
@@ -78,8 +82,9 @@ START_NAMES: dict[Start, str] = {
     "recovered": "calibrated and recovered",
 }
 #: The same for the page's list of words.
-START_MEANINGS: dict[Start, str] = {
+START_MEANINGS: dict[Beginning, str] = {
     "scratch": "Random initial weights, with a learning rate for these.",
+    "given": "The weights that the study names, published or from a file, without the pre-training.",
     "trained": "The network of the pre-training as it is.",
     "fresh": "Convolutions and classifier of the pre-training; every Group Norm begins with weight 1 and bias 0.",
     "copied": "The same, with Batch Norm's weight and bias in Group Norm.",
@@ -104,7 +109,7 @@ def arm_label(config: CellConfig, axes: Sequence[str], *, is_recomputed: bool = 
         if axis == "norm":
             parts.append(SHORT_NAMES[config.norm] + (", statistics recomputed" if is_recomputed else ""))
         elif _is_said(config, axis):
-            parts.append(axis_words(axis, getattr(config, axis)))
+            parts.append(_words(config, axis))
     return ", ".join(parts)
 
 
@@ -112,9 +117,7 @@ def setting_label(config: CellConfig, axes: Sequence[str]) -> str:
     """The values in `axes` without the norm: what a panel's arms share. Empty where none of them says anything."""
     named = [axis for axis in LABEL_ORDER if axis in axes]
     return ", ".join(
-        axis_words(axis, getattr(config, axis))
-        for axis in dict.fromkeys([*named, *axes])
-        if axis != "norm" and _is_said(config, axis)
+        _words(config, axis) for axis in dict.fromkeys([*named, *axes]) if axis != "norm" and _is_said(config, axis)
     )
 
 
@@ -122,6 +125,15 @@ def _is_said(config: CellConfig, axis: str) -> bool:
     if axis == "groups":
         return config.norm in ("gn", "gn+ws") and config.channels_per_group is None
     return axis not in ("norm_batch", "channels_per_group") or getattr(config, axis) is not None
+
+
+def beginning(config: CellConfig) -> Beginning:
+    """What the run starts from."""
+    return "given" if config.start == "scratch" and config.weights is not None else config.start
+
+
+def _words(config: CellConfig, axis: str) -> str:
+    return START_NAMES[beginning(config)] if axis == "start" else axis_words(axis, getattr(config, axis))
 
 
 def axis_words(axis: str, value: AxisValue) -> str:
@@ -140,8 +152,6 @@ def axis_words(axis: str, value: AxisValue) -> str:
         return f"{'1 channel' if value == 1 else f'{value} channels'} per group"
     if axis == "weights":
         return "from scratch" if value is None else "pretrained" if value == "pretrained" else f"weights {value}"
-    if axis == "start" and value in START_NAMES:
-        return START_NAMES[value]
     if axis == "zero_gamma":
         return "last gamma as the network has it" if value is None else f"last gamma {0 if value else 1}"
     if axis == "optimizer":

@@ -70,7 +70,7 @@ def test_the_pre_training_is_listed_and_in_no_arm(page: Page) -> None:
     arms = [row["Arm"] for row in page.table("Arm", "Mean error")]
     assert "BN, from scratch, norm batch 32" not in arms
     assert len(arms) == 6
-    assert page.terms["Pre-training"].endswith("error 5.00 % and 6.00 % by seed")
+    assert page.terms["Pre-training"].endswith("error 5.00 % (seed 0) and 6.00 % (seed 1)")
     assert page.terms["Data"].startswith("digits, second half, turned by 30 degrees")
     assert page.terms["Weights"] == "of the pre-training; from scratch"
 
@@ -119,6 +119,13 @@ def test_runs_that_begin_with_given_weights_are_not_said_to_begin_from_scratch(p
     assert [row["Arm"] for row in given.table("Arm", "Mean error")] == ["BN, trained", "GN, given weights"]
     assert "without the pre-training" in given.terms["Given weights"]
     assert "scratch" not in given.text
+
+
+def test_the_pre_training_error_of_a_seed_is_not_taken_for_that_of_a_lost_one(tmp_path: Path) -> None:
+    study = SampleStudy(name="fine-tune", axes=("norm", "start"))
+    study.add("bn", 32, {0: "failed: killed", 1: 6.0}, keeps_weights=True)
+    study.add("gn", None, {0: "missing", 1: 9.0}, start="copied", pretraining="bn-n32")
+    assert Page(build_report(study.write(tmp_path))).terms["Pre-training"].endswith("; error 6.00 % (seed 1)")
 
 
 def test_the_curves_begin_before_the_first_step_and_starts_look_different(page: Page) -> None:

@@ -35,8 +35,9 @@ def provenance(study: StudyRecord, cells: Sequence[CellRecord]) -> list[tuple[st
         if not (trained := [cell for cell in cells if cell.config.keeps_weights]):
             return ""
         c = trained[0].config
-        errors = [error for cell in trained if (error := usable_error(cell)) is not None]
-        outcome = f"; error {enumerated([percent(error) for error in errors])} by seed" if errors else ""
+        errors = {cell.config.seed: error for cell in trained if (error := usable_error(cell)) is not None}
+        of_seeds = [f"{percent(error)} (seed {seed})" for seed, error in errors.items()]
+        outcome = f"; error {enumerated(of_seeds)}" if errors else ""
         settings = f"norm batch {c.norm_batch}, {plural(c.epochs, 'epoch')}, learning rate {c.learning_rate:g}"
         return f"{c.train_images:,} images of {images(c)}, {settings}{outcome}"
 

@@ -189,7 +189,7 @@ def test_a_line_that_was_cut_short_is_left_out_and_a_damaged_one_is_refused(tmp_
         (b'{"schema_version": 1}', "schema version 1"),
         (b"{}", "schema version None"),
         (b'{"schema_version": 2, "cell_id": "a", "status": "fine"}', "status"),
-        (b'{"schema_version": 2, "cell_id": "a", "status": "done", "colour": 1}', "colour"),
+        (b'{"schema_version": 2, "cell_id": "a", "status": "done", "colour": 1}', "colour.*Use the batchfree that"),
         (b"\xff\xfe", "cannot be read"),
     ],
 )

@@ -103,7 +103,7 @@ def test_the_built_in_study_compares_one_kind_of_evaluation_in_each_test(tmp_pat
         ("GN, calibrated", "BN, statistics recomputed, trained, norm batch 2"),
         ("GN, calibrated", "frozen BN"),
     }
-    assert [row.arm.config.start for row in starts] == ["fresh", "copied", "recovered", "scratch"]
+    assert {row.arm.config.start for row in starts} == {"fresh", "copied", "recovered", "scratch"}
     assert [row.arm.norm_batch for row in norm_batches if not row.arm.is_recomputed] == [2, 1]
     assert [row.arm.norm_batch for row in norm_batches if row.arm.is_recomputed] == [2, 1]
     assert all(row.arm.is_recomputed == row.reference.is_recomputed for row in norm_batches)

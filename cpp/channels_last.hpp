@@ -24,6 +24,7 @@ class ChannelsLast {
         row_(primitives),
         act_(static_cast<int>(problem.activation)),
         width_(problem.channels / problem.groups),
+        is_far_(problem.size() * static_cast<std::int64_t>(sizeof(T)) > kCachedBytes),
         threads_(useful_threads(problem.size(), problem.threads)) {
     const std::int64_t row_bytes = problem.channels * static_cast<std::int64_t>(sizeof(T));
     const std::int64_t fitting = std::max<std::int64_t>(kChunkBytes / row_bytes, kFewestRows);
@@ -40,6 +41,7 @@ class ChannelsLast {
   using A = Compute<T>;
   // The second of the two passes over a chunk reads it from the second-level cache.
   static constexpr std::int64_t kChunkBytes = 64 * 1024;
+  static constexpr std::int64_t kCachedBytes = 8 << 20;  // what the last-level cache holds beside other tensors
   static constexpr std::int64_t kFewestRows = 32;  // so that joining per-channel sums stays cheap beside making them
 
   // dx = dz * scale - (x - mean) * slope - offset, for one group.
@@ -77,6 +79,7 @@ class ChannelsLast {
   const RowPrimitives<T>& row_;
   int act_;
   std::int64_t width_;  // channels per group
+  bool is_far_;
   int threads_;
   std::int64_t rows_;    // per chunk
   std::int64_t chunks_;  // per sample
@@ -136,7 +139,7 @@ void ChannelsLast<T>::run(const Forward& f, bool measures, bool writes) const {
         fill(constants[member], sample, weight, bias, f.statistics, nullptr);
         const std::int64_t at = start_of(sample, chunk);
         row_.normalize[act_](x + at, residual ? residual + at : nullptr, static_cast<T*>(f.y) + at, rows_of(chunk),
-                             p_.channels, constants[member].affine());
+                             p_.channels, constants[member].affine(), is_far_);
       });
 }
 

@@ -67,8 +67,9 @@ struct RowPrimitives {
   // Fills out[groups]; scratch holds 3 * channels values.
   void (*moments)(const T* x, std::int64_t rows, std::int64_t channels, std::int64_t groups, Compute<T>* scratch,
                   Moments* out);
+  // is_far: x and y lie in memory, beyond the caches.
   void (*normalize[kActivationCount])(const T* x, const T* residual, T* y, std::int64_t rows, std::int64_t channels,
-                                      AffineRow<T>);
+                                      AffineRow<T>, bool is_far);
   // Overwrites dz[channels] and dz_centred[channels].
   void (*gradient_sums[kActivationCount])(const T* x, const T* residual, const T* dy, std::int64_t rows,
                                           std::int64_t channels, AffineRow<T>, Compute<T>* dz,

@@ -18,6 +18,7 @@ struct Rows {
   using V = Vec<A>;
   static constexpr std::int64_t lanes = kLanes<A>;
   static constexpr int kTogether = 4;
+  static constexpr std::int64_t kStripRows = 16;
 
   struct TakeWhole {
     std::int64_t c;
@@ -44,7 +45,7 @@ struct Rows {
     }
   }
 
-  // Asks for the rows of the next block: four short streams are too little for the hardware to foresee. Reaching past
+  // Asks for the rows of the next block: some short streams are too little for the hardware to foresee. Reaching past
   // the end does no harm.
   template <class Take>
   static void prefetch_next(Take take, const T* row, std::int64_t channels) {
@@ -105,13 +106,13 @@ struct Rows {
   };
 
   // Per-channel sums of d = x - centre and of d^2 over all rows. Strips of four vectors by sixteen rows, so that sums stay
-  // in registers.
+  // in registers; each asks for the one below it, whose rows the hardware does not foresee either.
   static void centred_sums(const T* x, std::int64_t rows, std::int64_t channels, const A* centre, A* first, A* second) {
-    constexpr std::int64_t kRows = 16, kVectors = 4;
+    constexpr std::int64_t kVectors = 4;
     std::memset(first, 0, static_cast<std::size_t>(channels) * sizeof(A));
     std::memset(second, 0, static_cast<std::size_t>(channels) * sizeof(A));
-    for (; rows > 0; rows -= kRows, x += kRows * channels) {
-      const T* const end = x + std::min(kRows, rows) * channels;
+    for (; rows > 0; rows -= kStripRows, x += kStripRows * channels) {
+      const T* const end = x + std::min(kStripRows, rows) * channels;
       std::int64_t c = 0;
       for (; c + kVectors * lanes <= channels; c += kVectors * lanes) {
         add_centred(WholeVectors<kVectors>{c}, x, end, channels, centre, first, second);
@@ -135,6 +136,7 @@ struct Rows {
     }
     for (; row != end; row += channels) {
       for (int v = 0; v < vectors; ++v) {
+        __builtin_prefetch(row + kStripRows * channels + columns.c + v * lanes, 0, 2);
         const V centred = columns.take(row, v) - middle[v];
         added[v] += centred;
         squared[v] += centred * centred;
@@ -185,7 +187,8 @@ struct Rows {
 
   template <Activation act>
   static void normalize(const T* x, const T* residual, T* y, std::int64_t rows, std::int64_t channels,
-                        AffineRow<T> affine) {
+                        AffineRow<T> affine, bool is_far) {
+    constexpr std::int64_t kAhead = 4;  // rows
     // Two at a time: four rows read and four written would crowd one set of the first-level cache.
     for_each_block<2>(rows, [&](std::int64_t r, auto together) {
       const std::int64_t at = r * channels;
@@ -193,6 +196,10 @@ struct Rows {
         const V mean = take(affine.mean), scale = take(affine.scale), shift = take(affine.shift);
         for (int k = 0; k < together; ++k) {
           const std::int64_t row = at + k * channels;
+          if (is_far) {  // else it only costs time
+            __builtin_prefetch(take.at(x + row + kAhead * channels), 0, 2);
+            __builtin_prefetch(take.at(y + row + kAhead * channels), 1, 2);
+          }
           V z = (take(x + row) - mean) * scale + shift;
           if (residual) z += take(residual + row);
           give(y + row, Act<act>::template value<A>(z));

@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import tomllib
+import torch
 
 from batchfree.errors import StudyError
 from batchfree.records import CellConfig
 from batchfree.study import STUDIES, load_study, study_text
+from batchfree.study._data import ImageData
 
 
 def cells_of(name: str, preset: str | None = None, protocol: str | None = None, **overrides: Any) -> list[CellConfig]:
@@ -216,6 +218,43 @@ def test_every_start_from_trained_weights_has_one_learning_rate_and_it_is_no_axi
     assert {arm.learning_rate for arm in load_study("fine-tune").arms if arm.start == "scratch"} == {0.1}
     shared = load_study("fine-tune", overrides={"learning_rate": [0.01, 0.1]})
     assert "learning_rate" in shared.axes
+
+
+@pytest.mark.parametrize(("given", "rates"), [({}, {0.00125, 0.0125}), ({"learning_rate": 0.02}, {0.02})])
+def test_the_papers_rates_are_for_its_sgd_batch_and_an_override_is_of_the_arms_alone(
+    given: dict[str, Any], rates: set[float]
+) -> None:
+    scale = {"learning_rate_scale": "none"} if given else {}  # as --lr has it
+    overrides = {"data": "digits", "image_size": "default", "train_images": 300}
+    cells = cells_of("fine-tune", preset="paper", **overrides, **given, **scale)
+    assert {cell.learning_rate for cell in cells if not cell.keeps_weights} == pytest.approx(rates)
+    before = {cell for cell in cells if cell.keeps_weights}
+    assert {(cell.learning_rate, cell.sgd_batch, cell.norm_batch) for cell in before} == {(0.1, 256, 32)}
+    published = cells_of("norm-batch", preset="paper", norm=["bn"], norm_batch=[32], **overrides)
+    assert {(cell.learning_rate, cell.sgd_batch) for cell in published} == {(0.1, 256)}
+
+
+def test_the_small_presets_cells_keep_their_ids() -> None:
+    study = load_study("fine-tune", preset="small")
+    assert study.pretraining is not None
+    loaded = {}
+    for arm, images, fingerprint in (  # of Fashion-MNIST, as the study saw it
+        (study.pretraining, 6000, "f1e0c795315a9880e4672dbb2b3bb6e1f65c40597760da4448820fca159b95a3"),
+        (study.arms[0], 2000, "cc9dfd25fde5fee2ec4d2e3d35e909bcc2c2ed50dd07ceb2288e0fc86f770a16"),
+    ):
+        train, validation = (torch.zeros(count, dtype=torch.int64) for count in (images, 2000))
+        loaded[arm.source] = ImageData(train, train, validation, validation, ()), fingerprint
+    ids = [cell.cell_id for cell in study.cells(loaded)]
+    assert len(ids) == 39
+    assert {
+        "bn-n32-s0-d3c4af6634",
+        "bn-trained-n2-s0-b5bb647ff7",
+        "bn-frozen-trained-s0-0675d67c92",
+        "gn-calibrated-s2-42602d6124",
+        "gn-recovered-s1-d66ae7e864",
+        "bn-n2-s0-8689ddf60b",
+        "gn-s0-a89e4dd890",
+    } < set(ids)
 
 
 def test_fine_tuning_pairs_every_seed_with_one_run_of_each_batch_free_arm() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from batchfree.convert import calibrate, convert, recover
 from batchfree.errors import StudyError
 from batchfree.records import CellConfig, Start, read_cell
-from batchfree.study import run_cell
+from batchfree.study import _arm, run_cell
 from batchfree.study._arm import build_network
 from batchfree.study._data import ImageData, load_data
 from batchfree.study._small_resnet import SmallResNet
@@ -148,6 +148,29 @@ def test_a_recovered_run_stopped_anywhere_ends_with_the_same_bytes(
     run_cell(config, folder / f"stopped-{steps}")
     for name in ("result.json", "metrics.jsonl", "config.json"):
         assert (folder / f"stopped-{steps}" / name).read_bytes() == (folder / "whole" / name).read_bytes()
+
+
+def test_a_run_does_not_go_on_with_other_groups(
+    cells: tuple[Path, list[CellConfig]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, found = cells
+    config = arm(found, "gn", "calibrated")
+    place = folder / "other-groups"
+    assert run_cell(config, place, stop_after(2)) is None
+    before = (place / "checkpoint.safetensors").read_bytes()
+
+    def calibrate_elsewhere(converted: nn.Module, *arguments: object, groups: str) -> None:
+        """As on a machine whose last bits make the other choice; every weight keeps its shape."""
+        for module in converted.modules():
+            if isinstance(module, GroupNorm):
+                module.num_groups = 1
+
+    monkeypatch.setattr(_arm, "calibrate", calibrate_elsewhere)
+    with pytest.raises(StudyError, match=r"this start chose \[1, 1, .*retry DIR --from-start"):
+        run_cell(config, place)
+    assert (place / "checkpoint.safetensors").read_bytes() == before
+    monkeypatch.undo()
+    assert run_cell(config, place) is not None
 
 
 def test_a_trained_network_that_is_missing_or_damaged_is_refused_with_what_to_do(

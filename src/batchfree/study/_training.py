@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from batchfree.errors import StudyError
 from batchfree.records import CellConfig, CellResult, Cost, EpochMetrics, last_epochs, read_metrics, summarise
 from batchfree.study._arm import NetworkImages, group_counts
 from batchfree.study._augment import augment
@@ -191,6 +192,14 @@ class Training:
         """The state of the last good checkpoint, or a new one; lines of metrics that came after it are cut off."""
         logged = self.files.metrics.stat().st_size if self.files.metrics.exists() else 0
         state = load_checkpoint(self.files.checkpoint, self.network, self.optimizer, metrics_bytes=logged)
+        counts = list(group_counts(self.network))
+        if state.num_groups not in (None, counts):
+            raise StudyError(
+                f"{self.files.checkpoint} is of a network with {state.num_groups} groups, and this start chose {counts}"
+                f": the calibration's last bits differ between machines. A run keeps its groups. Go on where it was "
+                f"begun, or begin it anew: `batchfree study retry DIR --from-start`."
+            )
+        state.num_groups = counts
         self.workers.wait()  # all have read what the first now cuts
         if self.workers.rank == 0:
             if state.total_steps:

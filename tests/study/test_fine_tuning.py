@@ -178,14 +178,14 @@ def test_a_trained_network_that_is_missing_or_damaged_is_refused_with_what_to_do
 ) -> None:
     folder, found = cells
     config = arm(found, "gn", "copied")
-    with pytest.raises(StudyError, match=rf"Run that one first, with --out \S+{found[0].cell_id}"):
+    with pytest.raises(StudyError, match=rf"run that cell first, with --out \S+{found[0].cell_id}"):
         run_cell(config, tmp_path / config.cell_id)
     content = bytearray((folder / found[0].cell_id / "weights.safetensors").read_bytes())
     place = tmp_path / found[0].cell_id / "weights.safetensors"
     place.parent.mkdir()
     for damaged in (content[:-100], content[:-10] + bytes([content[-10] ^ 1]) + content[-9:]):
         place.write_bytes(damaged)
-        with pytest.raises(StudyError, match=r"Delete .* and run the study again"):
+        with pytest.raises(StudyError, match=r"Run the study again.* is then made again"):
             run_cell(config, tmp_path / config.cell_id)
 
 

@@ -183,7 +183,8 @@ def _load_trained(config: CellConfig, folder: Path) -> State | None:
     if not path.exists():
         raise StudyError(
             f"{path} is not there. This cell starts from the network that the cell {config.pretraining} leaves "
-            f"there. Run that one first, with --out {path.parent}; if that folder has a result.json, delete it."
+            f"there. Run the study again, which makes it; or run that cell first, with --out {path.parent}, and delete "
+            f"a result.json in there before."
         )
     return load_trained(path)
 

@@ -38,14 +38,19 @@ class Study:
     settings: dict[str, str]
     report: ReportSpec
 
+    @property
+    def runs(self) -> tuple[ArmSettings, ...]:
+        """Everything that is trained: the pre-training, where there is one, and the arms."""
+        return self.arms if self.pretraining is None else (self.pretraining, *self.arms)
+
     def load(self, *, download: bool = False) -> Loaded:
-        """Every data set that an arm needs, with its fingerprint.
+        """Every data set that a run needs, with its fingerprint.
 
         Raises:
             DataError: a data set is missing, damaged or unusable.
         """
         loaded: Loaded = {}
-        for arm in (*self.arms, *([self.pretraining] if self.pretraining else [])):
+        for arm in self.runs:
             if arm.source not in loaded:
                 data = arm.load(download=download)
                 loaded[arm.source] = data, data.fingerprint()

@@ -83,7 +83,7 @@ def estimate_study(study: Study, out: Path, *, download: bool = False) -> StudyE
         label = f"pre-training, {label}" if first.keeps_weights else label
         skipped = f"skipped: {reason}" if reason else ""
         arms.append(ArmEstimate(label or first.norm, len(cells), missing, seconds, skipped))
-    threads = max(arm.threads * arm.workers for arm in study.arms)
+    threads = max(arm.threads * arm.workers for arm in study.runs)
     return StudyEstimate(tuple(arms), LocalEngine(None, threads).slots or 1)
 
 

@@ -150,6 +150,24 @@ def test_a_recovered_run_stopped_anywhere_ends_with_the_same_bytes(
         assert (folder / f"stopped-{steps}" / name).read_bytes() == (folder / "whole" / name).read_bytes()
 
 
+def test_the_fit_is_made_on_the_runs_device(
+    cells: tuple[Path, list[CellConfig]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On torch's `meta`, which is everywhere and computes nothing: what the fit is given is looked at."""
+    folder, found = cells
+    config = arm(found, "gn", "recovered").model_copy(update={"device": "meta"})
+    seen = []
+
+    def look(converted: nn.Module, original: nn.Module, images: Tensor, **settings: object) -> None:
+        tensors = (*converted.state_dict().values(), *original.state_dict().values(), images)
+        seen.append({tensor.device.type for tensor in tensors})
+
+    monkeypatch.setattr(_arm, "calibrate", look)
+    monkeypatch.setattr(_arm, "recover", look)
+    build_network(config, turned_digits(), trained_state(folder, found))
+    assert seen == [{"meta"}, {"meta"}]
+
+
 def test_a_run_does_not_go_on_with_other_groups(
     cells: tuple[Path, list[CellConfig]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,7 +78,7 @@ def build_network(config: CellConfig, data: ImageData, trained: State | None = N
     affine: Affine = "fresh" if config.start == "fresh" else "keep"
     converted = convert(network, norm, groups=groups, ws=ws, affine=affine, example_inputs=example)
     if trained is not None and config.start in ("calibrated", "recovered"):
-        _fit(converted, network, config, data)
+        _fit(converted.to(config.device), network.to(config.device), config, data)
     return converted
 
 

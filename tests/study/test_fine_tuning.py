@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -166,6 +167,26 @@ def test_the_fit_is_made_on_the_runs_device(
     monkeypatch.setattr(_arm, "recover", look)
     build_network(config, turned_digits(), trained_state(folder, found))
     assert seen == [{"meta"}, {"meta"}]
+
+
+def test_the_fit_counts_in_the_seconds_and_not_in_the_peak(
+    cells: tuple[Path, list[CellConfig]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, found = cells
+    clock, late = time.perf_counter, [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + late[0])
+
+    def fit_at_length(*arguments: object) -> None:
+        late[0] += 1e6
+        passing = bytearray(512 << 20)
+        passing[::4096] = b"x" * len(passing[::4096])
+
+    monkeypatch.setattr(_arm, "_fit", fit_at_length)
+    run_cell(arm(found, "gn", "calibrated"), folder / "costly")
+    cost = read_cell(folder / "costly").cost
+    assert cost is not None
+    assert cost.training_seconds < 1e6 < cost.seconds
+    assert cost.peak_memory_bytes < 512 << 20
 
 
 def test_a_run_does_not_go_on_with_other_groups(

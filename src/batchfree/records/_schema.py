@@ -265,7 +265,7 @@ class Environment(Record):
 class Cost(Record):
     """What a cell cost, over all its starts."""
 
-    seconds: float  # training and validation
+    seconds: float  # building the network, calibration and recovery included; training and validation
     training_seconds: float
     steps: int
     peak_memory_bytes: int  # of training, above what the process held before it; of the last start

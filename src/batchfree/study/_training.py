@@ -37,7 +37,11 @@ class TrainingFiles:
 
 
 class Training:
-    """A cell in memory. Everything that moves its numbers is in `config`, `data` and the files' last checkpoint."""
+    """A cell in memory. Everything that moves its numbers is in `config`, `data` and the files' last checkpoint.
+
+    Args:
+        began: when `time.perf_counter` said that `network` began to be built, which is part of the cost.
+    """
 
     def __init__(
         self,
@@ -47,6 +51,7 @@ class Training:
         network: nn.Module,
         workers: Workers,
         should_stop: Callable[[], bool],
+        began: float,
     ) -> None:
         self.config = config
         self.files = files
@@ -60,7 +65,7 @@ class Training:
         self.state = self._restore()
         workers.share_statistics(self.network)
         self.resumed_seconds = self.state.seconds
-        self.started = self.checkpointed = time.perf_counter()
+        self.started, self.checkpointed = began, time.perf_counter()
 
     def finish(self) -> CellResult | None:
         """Trains to the end, or until asked to stop, which gives `None`."""

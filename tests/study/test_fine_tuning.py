@@ -212,6 +212,15 @@ def test_a_run_does_not_go_on_with_other_groups(
     assert run_cell(config, place) is not None
 
 
+def test_a_trained_network_for_other_classes_is_refused(cells: tuple[Path, list[CellConfig]]) -> None:
+    folder, found = cells
+    state = trained_state(folder, found)
+    others = {name: value[:7].clone() for name, value in state.items() if value.shape[:1] == (10,)}
+    assert len(others) == 2  # the classifier's weight and bias
+    with pytest.raises(StudyError, match=r"does not fit the network: .* is \(7,\) for \(10,\).*Every entry must fit\."):
+        build_network(arm(found, "gn", "copied"), turned_digits(), state | others)
+
+
 def test_a_trained_network_that_is_missing_or_damaged_is_refused_with_what_to_do(
     cells: tuple[Path, list[CellConfig]], tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from batchfree.study._data import ImageData
 from batchfree.study._schedules import check_steps
 from batchfree.study._settings import ArmSettings
 from batchfree.study._study_file import Overlay, StudyFile, Table, plain, read_study_file, refusal
+from batchfree.weights import shortened
 
 __all__ = ["Loaded", "Study", "load_study"]
 
@@ -48,12 +49,22 @@ class Study:
 
         Raises:
             DataError: a data set is missing, damaged or unusable.
+            StudyError: an arm starts from the network of a pre-training that has other classes.
         """
         loaded: Loaded = {}
         for arm in self.runs:
             if arm.source not in loaded:
                 data = arm.load(download=download)
                 loaded[arm.source] = data, data.fingerprint()
+        if self.pretraining is not None:
+            before = loaded[self.pretraining.source][0].classes
+            for arm in self.arms:
+                if arm.start != "scratch" and (classes := loaded[arm.source][0].classes) != before:
+                    raise StudyError(
+                        f"{self.name}: start = {plain(arm.start)} was given for {len(classes)} classes "
+                        f"({shortened(classes)}), and [pretraining] trains on {len(before)} ({shortened(before)}). The "
+                        f"trained classifier is for these, in this order. Pass data of the same classes for both."
+                    )
         return loaded
 
     def cells(self, loaded: Loaded) -> tuple[CellConfig, ...]:

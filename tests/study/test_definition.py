@@ -205,9 +205,26 @@ def test_a_start_needs_a_pre_training_and_only_a_study_with_one_takes_its_settin
         load_study("norms", overrides={"norm": ["gn"], "start": "copied"})
     with pytest.raises(StudyError, match=r"pretraining.epochs was given, and norms has no \[pretraining\]"):
         load_study("norms", overrides={"pretraining.epochs": 2})
+    with pytest.raises(StudyError, match=r"\[pretraining\]: .*Did you mean epochs"):
+        load_study("fine-tune", overrides={"start": "scratch", "pretraining.epocs": 2})
     from_scratch = load_study("fine-tune", overrides={"start": "scratch", "train_images": 160})
     assert from_scratch.pretraining is None
     assert not any(cell.keeps_weights for cell in from_scratch.cells(from_scratch.load()))
+
+
+def test_a_pre_training_of_a_preset_needs_one_to_be_laid_over(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(study_text("norms") + "\n[presets.mine.pretraining]\nepochs = 2\n")
+    with pytest.raises(StudyError, match=r"\[presets.mine.pretraining\] was given, and no \[pretraining\]"):
+        load_study(path)
+
+
+def test_a_setting_of_the_pre_training_can_be_taken_away() -> None:
+    for key, own, shared in (("epochs", 6, 8), ("learning_rate", 0.1, 0.01)):
+        for overrides, expected in (({}, own), ({f"pretraining.{key}": "default"}, shared)):
+            before = load_study("fine-tune", preset="small", overrides=overrides).pretraining
+            assert before is not None
+            assert getattr(before, key) == expected
 
 
 def test_every_start_from_trained_weights_has_one_learning_rate_and_it_is_no_axis() -> None:

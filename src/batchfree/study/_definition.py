@@ -198,7 +198,17 @@ def _override_pretraining(where: str, before: Table | None, overrides: Table) ->
     own = {key: overrides.pop(key) for key in list(overrides) if key.startswith("pretraining.")}
     if own and before is None:
         raise StudyError(f"{', '.join(own)} was given, and {where} has no [pretraining]. Leave it out.")
-    return None if before is None else {**before, **{key.partition(".")[2]: value for key, value in own.items()}}
+    if before is None:
+        return None
+    changed = dict(before)
+    for word, value in own.items():
+        key = word.partition(".")[2]
+        if key not in ArmSettings.model_fields:
+            raise StudyError(f"{where}, [pretraining]: {unknown_name('setting', key, ArmSettings.model_fields)}")
+        changed[key] = value
+        if value == "default":
+            del changed[key]
+    return changed
 
 
 def _pretraining(where: str, before: Table | None, settings: Table, arms: Sequence[ArmSettings]) -> ArmSettings | None:
@@ -258,12 +268,21 @@ def _expand(where: str, tables: Sequence[Table], settings: Table) -> tuple[ArmSe
 
 
 def _check_overlays(where: str, file: StudyFile) -> None:
-    """A misspelt key is refused also in the protocols and presets that are not chosen."""
-    for overlay in (*file.protocols.values(), *file.presets.values()):
-        for table in (overlay.settings, overlay.pretraining, *(overlay.arms or [])):
-            for key in table:
-                if key not in ArmSettings.model_fields:
-                    raise StudyError(f"{where}: {unknown_name('setting', key, ArmSettings.model_fields)}")
+    """A misspelt key is refused also in protocols and presets that are not chosen, and in an unused pre-training."""
+    overlays = {f"protocols.{name}": overlay for name, overlay in file.protocols.items()}
+    overlays |= {f"presets.{name}": overlay for name, overlay in file.presets.items()}
+    tables = [file.pretraining or {}]
+    for name, overlay in overlays.items():
+        tables += (overlay.settings, overlay.pretraining, *(overlay.arms or []))
+        if overlay.pretraining and file.pretraining is None:
+            raise StudyError(
+                f"{where}: [{name}.pretraining] was given, and no [pretraining] that it is laid over. Add that table, "
+                f"or leave this one out."
+            )
+    for table in tables:
+        for key in table:
+            if key not in ArmSettings.model_fields:
+                raise StudyError(f"{where}: {unknown_name('setting', key, ArmSettings.model_fields)}")
 
 
 def _check_comparisons(where: str, report: ReportSpec) -> None:

@@ -294,6 +294,20 @@ def test_fine_tuning_pairs_every_seed_with_one_run_of_each_batch_free_arm() -> N
     ]
 
 
+def test_a_norm_batch_is_given_to_the_arms_that_see_it() -> None:
+    study = load_study("fine-tune", overrides={"norm_batch": [8, 2]})
+    arms = [(arm.norm, arm.start, arm.norm_batch) for arm in study.arms]
+    assert arms == [
+        ("bn", "trained", 8),
+        ("bn", "trained", 2),
+        ("bn-frozen", "trained", None),
+        *(("gn", start, None) for start in ("fresh", "copied", "calibrated", "recovered")),
+        ("bn", "scratch", 8),
+        ("bn", "scratch", 2),
+        ("gn", "scratch", None),
+    ]
+
+
 def test_names_are_refused_with_the_nearest_ones() -> None:
     with pytest.raises(StudyError, match="Did you mean norm-batch"):
         load_study("norm-bach")

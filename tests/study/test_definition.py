@@ -241,8 +241,8 @@ def test_every_start_from_trained_weights_has_one_learning_rate_and_it_is_no_axi
 def test_the_papers_rates_are_for_its_sgd_batch_and_an_override_is_of_the_arms_alone(
     given: dict[str, Any], rates: set[float]
 ) -> None:
-    scale = {"learning_rate_scale": "none"} if given else {}  # as --lr has it
-    overrides = {"data": "digits", "image_size": "default", "train_images": 300}
+    scale: dict[str, Any] = {"learning_rate_scale": "none"} if given else {}  # as --lr has it
+    overrides: dict[str, Any] = {"data": "digits", "image_size": "default", "train_images": 300}
     cells = cells_of("fine-tune", preset="paper", **overrides, **given, **scale)
     assert {round(cell.learning_rate, 9) for cell in cells if not cell.keeps_weights} == rates
     before = {cell for cell in cells if cell.keeps_weights}

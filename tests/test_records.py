@@ -113,12 +113,33 @@ def test_an_arm_is_the_same_for_every_seed_and_another_for_every_start() -> None
 
 @pytest.mark.parametrize("fields", [{"start": "copied"}, {"pretraining": "bn-s0-0"}])
 def test_a_start_and_its_pre_training_come_together(fields: dict[str, str]) -> None:
-    with pytest.raises(ValidationError, match="every start but scratch is from the network of another cell"):
+    with pytest.raises(ValidationError, match=r"every start but scratch is from .* Give both, or"):
         CellConfig.model_validate({**CONFIG.model_dump(), **fields})
 
 
+@pytest.mark.parametrize(
+    ("norm", "start", "mend"),
+    [
+        ("ln", "calibrated", "norms that start so are gn. Give one of these, or start=scratch"),
+        ("gn", "trained", "are bn, bn-frozen. .*, or start=scratch or start=fresh or start=copied"),
+        ("bn-frozen", "scratch", "are none, bn, bn\\+ws, .*, or start=trained"),
+    ],
+)
+def test_a_norm_and_a_start_that_do_not_go_together_are_refused(norm: str, start: str, mend: str) -> None:
+    pretraining = None if start == "scratch" else "bn-s3-0"
+    with pytest.raises(ValidationError, match=mend):
+        CellConfig.model_validate({**CONFIG.model_dump(), "norm": norm, "start": start, "pretraining": pretraining})
+
+
 def test_the_assignments_make_the_configuration_again() -> None:
-    started = {"start": "copied", "pretraining": "bn-s3-0", "half": "second", "rotation": 30.0, "keeps_weights": True}
+    started = {
+        "norm": "gn",
+        "start": "copied",
+        "pretraining": "bn-s3-0",
+        "half": "second",
+        "rotation": 30.0,
+        "keeps_weights": True,
+    }
     for config in (
         CONFIG,
         CONFIG.model_copy(update=started),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def _train(config: CellConfig, folder: Path, workers: Workers, should_stop: Call
     folder.mkdir(parents=True, exist_ok=True)
     data = load_data("digits").take(config.train_images)
     files = TrainingFiles(folder / "metrics.jsonl", folder / "checkpoint", 1e6)
-    training = Training(config, files, data, build_network(config, data), workers, should_stop)
+    training = Training(config, files, data, build_network(config, data), workers, should_stop, time.perf_counter())
     result = training.finish()
     if workers.rank == 0:
         name = "stopped" if result is None else "weights"

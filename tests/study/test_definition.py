@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import tomllib
+import torch
 
 from batchfree.errors import StudyError
 from batchfree.records import CellConfig
 from batchfree.study import STUDIES, load_study, study_text
+from batchfree.study._data import ImageData
 
 
 def cells_of(name: str, preset: str | None = None, protocol: str | None = None, **overrides: Any) -> list[CellConfig]:
@@ -203,9 +205,26 @@ def test_a_start_needs_a_pre_training_and_only_a_study_with_one_takes_its_settin
         load_study("norms", overrides={"norm": ["gn"], "start": "copied"})
     with pytest.raises(StudyError, match=r"pretraining.epochs was given, and norms has no \[pretraining\]"):
         load_study("norms", overrides={"pretraining.epochs": 2})
+    with pytest.raises(StudyError, match=r"\[pretraining\]: .*Did you mean epochs"):
+        load_study("fine-tune", overrides={"start": "scratch", "pretraining.epocs": 2})
     from_scratch = load_study("fine-tune", overrides={"start": "scratch", "train_images": 160})
     assert from_scratch.pretraining is None
     assert not any(cell.keeps_weights for cell in from_scratch.cells(from_scratch.load()))
+
+
+def test_a_pre_training_of_a_preset_needs_one_to_be_laid_over(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(study_text("norms") + "\n[presets.mine.pretraining]\nepochs = 2\n")
+    with pytest.raises(StudyError, match=r"\[presets.mine.pretraining\] was given, and no \[pretraining\]"):
+        load_study(path)
+
+
+def test_a_setting_of_the_pre_training_can_be_taken_away() -> None:
+    for key, own, shared in (("epochs", 6, 8), ("learning_rate", 0.1, 0.01)):
+        for overrides, expected in (({}, own), ({f"pretraining.{key}": "default"}, shared)):
+            before = load_study("fine-tune", preset="small", overrides=overrides).pretraining
+            assert before is not None
+            assert getattr(before, key) == expected
 
 
 def test_every_start_from_trained_weights_has_one_learning_rate_and_it_is_no_axis() -> None:
@@ -218,6 +237,50 @@ def test_every_start_from_trained_weights_has_one_learning_rate_and_it_is_no_axi
     assert "learning_rate" in shared.axes
 
 
+@pytest.mark.parametrize(("given", "rates"), [({}, {0.00125, 0.0125}), ({"learning_rate": 0.02}, {0.02})])
+def test_the_papers_rates_are_for_its_sgd_batch_and_an_override_is_of_the_arms_alone(
+    given: dict[str, Any], rates: set[float]
+) -> None:
+    scale: dict[str, Any] = {"learning_rate_scale": "none"} if given else {}  # as --lr has it
+    overrides: dict[str, Any] = {"data": "digits", "image_size": "default", "train_images": 300}
+    cells = cells_of("fine-tune", preset="paper", **overrides, **given, **scale)
+    assert {round(cell.learning_rate, 9) for cell in cells if not cell.keeps_weights} == rates
+    before = {cell for cell in cells if cell.keeps_weights}
+    assert {(cell.learning_rate, cell.sgd_batch, cell.norm_batch) for cell in before} == {(0.1, 256, 32)}
+    published = cells_of("norm-batch", preset="paper", norm=["bn"], norm_batch=[32], **overrides)
+    assert {(cell.learning_rate, cell.sgd_batch) for cell in published} == {(0.1, 256)}
+
+
+def test_the_small_presets_cells_keep_their_ids() -> None:
+    study = load_study("fine-tune", preset="small")
+    assert study.pretraining is not None
+    loaded = {}
+    for arm, images, fingerprint in (  # of Fashion-MNIST, as the study saw it
+        (study.pretraining, 6000, "f1e0c795315a9880e4672dbb2b3bb6e1f65c40597760da4448820fca159b95a3"),
+        (study.arms[0], 2000, "cc9dfd25fde5fee2ec4d2e3d35e909bcc2c2ed50dd07ceb2288e0fc86f770a16"),
+    ):
+        train, validation = (torch.zeros(count, dtype=torch.int64) for count in (images, 2000))
+        loaded[arm.source] = ImageData(train, train, validation, validation, ()), fingerprint
+    ids = [cell.cell_id for cell in study.cells(loaded)]
+    assert len(ids) == 39
+    assert {
+        "bn-n32-s0-d3c4af6634",
+        "bn-trained-n2-s0-b5bb647ff7",
+        "bn-frozen-trained-s0-0675d67c92",
+        "gn-calibrated-s2-42602d6124",
+        "gn-recovered-s1-d66ae7e864",
+        "bn-n2-s0-8689ddf60b",
+        "gn-s0-a89e4dd890",
+    } < set(ids)
+
+
+def test_a_pre_training_on_other_classes_is_refused(image_folder: Path) -> None:
+    elsewhere = {"pretraining.data": str(image_folder), "pretraining.train_images": 4}
+    study = load_study("fine-tune", overrides={"train_images": 160, **elsewhere})
+    with pytest.raises(StudyError, match=r"for 10 classes \(.*\[pretraining\] trains on 2 \(blue; red\)"):
+        study.load()
+
+
 def test_fine_tuning_pairs_every_seed_with_one_run_of_each_batch_free_arm() -> None:
     cells = cells_of("fine-tune", seeds=2)
     assert [(cell.norm, cell.norm_batch) for cell in cells if cell.keeps_weights] == [("bn", 32)] * 2
@@ -227,6 +290,20 @@ def test_fine_tuning_pairs_every_seed_with_one_run_of_each_batch_free_arm() -> N
         ("bn-frozen", "trained", None),
         *(("gn", start, None) for start in ("fresh", "copied", "calibrated", "recovered")),
         *(("bn", "scratch", norm_batch) for norm_batch in (4, 2, 1)),
+        ("gn", "scratch", None),
+    ]
+
+
+def test_a_norm_batch_is_given_to_the_arms_that_see_it() -> None:
+    study = load_study("fine-tune", overrides={"norm_batch": [8, 2]})
+    arms = [(arm.norm, arm.start, arm.norm_batch) for arm in study.arms]
+    assert arms == [
+        ("bn", "trained", 8),
+        ("bn", "trained", 2),
+        ("bn-frozen", "trained", None),
+        *(("gn", start, None) for start in ("fresh", "copied", "calibrated", "recovered")),
+        ("bn", "scratch", 8),
+        ("bn", "scratch", 2),
         ("gn", "scratch", None),
     ]
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from batchfree.study import Study, estimate_study, load_study, run_study
+from tests.study.quick import quick_fine_tuning
 
 
 def test_an_estimate_counts_what_is_missing_and_writes_nothing(quick: Study, tmp_path: Path) -> None:
@@ -25,6 +26,12 @@ def test_an_estimate_says_which_arms_are_skipped() -> None:
     study = load_study("norm-batch", overrides={**overrides, "sgd_batch": 2, "train_images": 16})
     arms = {arm.label: arm for arm in estimate_study(study, Path("nowhere")).arms}
     skipped = arms["norm=bn, norm_batch=1"]
-    assert "one value per channel has no variance" in skipped.skipped
+    assert "one value per channel has no variance" in skipped.note
     assert (skipped.missing, skipped.seconds_per_run) == (0, None)
-    assert arms["norm=gn"].seconds_per_run is not None
+    assert (arms["norm=gn"].seconds_per_run is not None, arms["norm=gn"].note) == (True, "")
+
+
+def test_an_estimate_says_what_it_leaves_out() -> None:
+    study = quick_fine_tuning(norm="gn", start=["copied", "calibrated", "recovered"])
+    notes = [arm.note for arm in estimate_study(study, Path("nowhere")).arms]
+    assert notes == ["", "", "and its calibration", "and its calibration and recovery"]

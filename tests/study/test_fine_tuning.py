@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from batchfree.convert import calibrate, convert, recover
 from batchfree.errors import StudyError
 from batchfree.records import CellConfig, Start, read_cell
-from batchfree.study import run_cell
+from batchfree.study import _arm, run_cell
 from batchfree.study._arm import build_network
 from batchfree.study._data import ImageData, load_data
 from batchfree.study._small_resnet import SmallResNet
@@ -150,19 +151,89 @@ def test_a_recovered_run_stopped_anywhere_ends_with_the_same_bytes(
         assert (folder / f"stopped-{steps}" / name).read_bytes() == (folder / "whole" / name).read_bytes()
 
 
+def test_the_fit_is_made_on_the_runs_device(
+    cells: tuple[Path, list[CellConfig]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On torch's `meta`, which is everywhere and computes nothing: what the fit is given is looked at."""
+    folder, found = cells
+    config = arm(found, "gn", "recovered").model_copy(update={"device": "meta"})
+    seen = []
+
+    def look(converted: nn.Module, original: nn.Module, images: Tensor, **settings: object) -> None:
+        tensors = (*converted.state_dict().values(), *original.state_dict().values(), images)
+        seen.append({tensor.device.type for tensor in tensors})
+
+    monkeypatch.setattr(_arm, "calibrate", look)
+    monkeypatch.setattr(_arm, "recover", look)
+    build_network(config, turned_digits(), trained_state(folder, found))
+    assert seen == [{"meta"}, {"meta"}]
+
+
+def test_the_fit_counts_in_the_seconds_and_not_in_the_peak(
+    cells: tuple[Path, list[CellConfig]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, found = cells
+    clock, late = time.perf_counter, [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + late[0])
+
+    def fit_at_length(*arguments: object) -> None:
+        late[0] += 1e6
+        passing = bytearray(512 << 20)
+        passing[::4096] = b"x" * len(passing[::4096])
+
+    monkeypatch.setattr(_arm, "_fit", fit_at_length)
+    run_cell(arm(found, "gn", "calibrated"), folder / "costly")
+    cost = read_cell(folder / "costly").cost
+    assert cost is not None
+    assert cost.training_seconds < 1e6 < cost.seconds
+    assert cost.peak_memory_bytes < 512 << 20
+
+
+def test_a_run_does_not_go_on_with_other_groups(
+    cells: tuple[Path, list[CellConfig]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, found = cells
+    config = arm(found, "gn", "calibrated")
+    place = folder / "other-groups"
+    assert run_cell(config, place, stop_after(2)) is None
+    before = (place / "checkpoint.safetensors").read_bytes()
+
+    def calibrate_elsewhere(converted: nn.Module, *arguments: object, groups: str) -> None:
+        """As on a machine whose last bits make the other choice; every weight keeps its shape."""
+        for module in converted.modules():
+            if isinstance(module, GroupNorm):
+                module.num_groups = 1
+
+    monkeypatch.setattr(_arm, "calibrate", calibrate_elsewhere)
+    with pytest.raises(StudyError, match=r"this start chose \[1, 1, .*retry DIR --from-start"):
+        run_cell(config, place)
+    assert (place / "checkpoint.safetensors").read_bytes() == before
+    monkeypatch.undo()
+    assert run_cell(config, place) is not None
+
+
+def test_a_trained_network_for_other_classes_is_refused(cells: tuple[Path, list[CellConfig]]) -> None:
+    folder, found = cells
+    state = trained_state(folder, found)
+    others = {name: value[:7].clone() for name, value in state.items() if value.shape[:1] == (10,)}
+    assert len(others) == 2  # the classifier's weight and bias
+    with pytest.raises(StudyError, match=r"does not fit the network: .* is \(7,\) for \(10,\).*Every entry must fit\."):
+        build_network(arm(found, "gn", "copied"), turned_digits(), state | others)
+
+
 def test_a_trained_network_that_is_missing_or_damaged_is_refused_with_what_to_do(
     cells: tuple[Path, list[CellConfig]], tmp_path: Path
 ) -> None:
     folder, found = cells
     config = arm(found, "gn", "copied")
-    with pytest.raises(StudyError, match=rf"Run that one first, with --out \S+{found[0].cell_id}"):
+    with pytest.raises(StudyError, match=rf"run that cell first, with --out \S+{found[0].cell_id}"):
         run_cell(config, tmp_path / config.cell_id)
     content = bytearray((folder / found[0].cell_id / "weights.safetensors").read_bytes())
     place = tmp_path / found[0].cell_id / "weights.safetensors"
     place.parent.mkdir()
     for damaged in (content[:-100], content[:-10] + bytes([content[-10] ^ 1]) + content[-9:]):
         place.write_bytes(damaged)
-        with pytest.raises(StudyError, match=r"Delete .* and run the study again"):
+        with pytest.raises(StudyError, match=r"Run the study again.* is then made again"):
             run_cell(config, tmp_path / config.cell_id)
 
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d as Reference
 
+from batchfree.errors import StudyError
 from batchfree.study._evaluation import has_batch_norm
 from batchfree.study._frozen_batch_norm import with_frozen_batch_norm
 from tests.closeness import assert_close
@@ -43,3 +45,16 @@ def test_no_statistics_are_recomputed_for_it() -> None:
     network = nn.Sequential(trained_norm())
     assert has_batch_norm(network)
     assert not has_batch_norm(with_frozen_batch_norm(network))
+
+
+@pytest.mark.parametrize(
+    ("norm", "reason"),
+    [
+        (nn.BatchNorm1d(4), "0 are not BatchNorm2d"),
+        (nn.BatchNorm3d(4), "0 are not BatchNorm2d"),
+        (nn.BatchNorm2d(4, track_running_stats=False), "keeps no running average"),
+    ],
+)
+def test_what_it_cannot_freeze_is_refused_as_its_own(norm: nn.Module, reason: str) -> None:
+    with pytest.raises(StudyError, match=rf"^frozen Batch Norm was asked for.*{reason}.*eave bn-frozen out of --norms"):
+        with_frozen_batch_norm(nn.Sequential(norm))

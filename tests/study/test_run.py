@@ -14,9 +14,9 @@ import pytest
 
 from batchfree.errors import ConversionError, StudyError
 from batchfree.records import CellResult, read_study
-from batchfree.study import Progress, Study, plan_study, retry_study, run_study
+from batchfree.study import Progress, Study, estimate_study, plan_study, retry_study, run_study
 from tests.study.forks import ForkedEngine, fork, in_fork
-from tests.study.quick import cells_of, numbers, quick_study
+from tests.study.quick import cells_of, numbers, quick_fine_tuning, quick_study
 
 
 def run_forked(study: Study, out: Path, jobs: int = 1, command: str = "") -> tuple[list[CellResult], list[Progress]]:
@@ -79,6 +79,15 @@ def test_a_refused_study_writes_nothing(quick: Study, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="holds no study"):
         retry_study(out)
     assert not out.exists()
+
+
+def test_the_pre_trainings_own_device_and_threads_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StudyError, match="'nowhere' was given"):
+        run_study(quick_fine_tuning(**{"pretraining.device": "nowhere"}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    threads = quick_fine_tuning(**{"pretraining.threads": 2, "norm": "gn", "start": "copied"})
+    assert estimate_study(threads, tmp_path / "out").slots == 2
 
 
 def test_an_arm_that_cannot_be_built_is_a_row_with_its_reason_for_each_seed(tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 
 from batchfree.errors import StudyError
 from batchfree.records import CellConfig, read_metrics, write_record
-from batchfree.study import PARENT_VARIABLE, Progress, is_parent_gone, load_study, run_study
+from batchfree.study import PARENT_VARIABLE, Progress, is_parent_gone, load_study, run_cell, run_study
 from batchfree.study._workers import Workers
 from tests.closeness import assert_close
 from tests.study import sharing
 from tests.study.processes import cell_processes
+from tests.study.quick import cells_of, quick_fine_tuning
 
 WORKERS = 3  # the order in which three numbers are added can change; that of two cannot
 
@@ -104,6 +105,19 @@ def test_a_study_stops_its_workers_and_survives_the_loss_of_one(tmp_path: Path) 
     (result,) = run_study(study, tmp_path)
     assert result.status == "done"
     assert len(read_metrics(log.parent / "metrics.jsonl")) == 12
+
+
+def test_workers_that_calibrate_each_find_what_one_finds(tmp_path: Path) -> None:
+    study = quick_fine_tuning(workers=2, norm="gn", start="calibrated", **{"pretraining.workers": 1})
+    _, many = run_study(study, tmp_path)
+    cell = cells_of(study)[1]
+    one = run_cell(cell.model_copy(update={"workers": 1}), tmp_path / "cells" / "one")
+    assert one is not None
+    assert (many.status, many.num_groups) == ("done", one.num_groups)
+    assert (many.initial_error_percent, many.error_percent) == (one.initial_error_percent, one.error_percent)
+    lines, expected = (read_metrics(tmp_path / "cells" / name / "metrics.jsonl") for name in (cell.cell_id, "one"))
+    losses = [(epoch.validation_loss, epoch.train_loss or 0.0) for epoch in expected]  # none before the first step
+    assert_close(np.array([(epoch.validation_loss, epoch.train_loss or 0.0) for epoch in lines], np.float32), losses)
 
 
 def test_workers_without_torchrun_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,7 +145,7 @@ def run(
     command = shlex.join(["batchfree", *sys.argv[1:]])
     limits = limits_from(time_limit, memory_limit)
     engine_options = (engine, jobs, ray_address, cpus_per_cell, gpus_per_cell, retries, slurm_partition, slurm_cluster)
-    threads_per_cell = max(arm.threads * arm.workers for arm in chosen.arms)
+    threads_per_cell = max(arm.threads * arm.workers for arm in chosen.runs)
 
     def work(bar: ProgressBar) -> list[CellResult]:
         return run_study(

@@ -33,7 +33,7 @@ def print_plan(study: Study, out: Path, *, jobs: int | None, download: bool) -> 
     table = _table("arm", "runs", "missing", "seconds per run", "note")
     for arm in plan.arms:
         seconds = "" if arm.seconds_per_run is None else f"{arm.seconds_per_run:,.0f}"
-        table.add_row(arm.label, str(arm.runs), str(arm.missing), seconds, arm.skipped)
+        table.add_row(arm.label, str(arm.runs), str(arm.missing), seconds, arm.note)
     console.print(table)
     slots = plan.slots if jobs is None else jobs
     console.print(

@@ -29,6 +29,7 @@ __all__ = [
     "NORMS",
     "RETRIED",
     "SCHEMA_VERSION",
+    "STARTS",
     "CellConfig",
     "CellRecord",
     "CellResult",
@@ -64,6 +65,16 @@ RETRIED: tuple[Status, ...] = ("failed", "out of memory", "timed out")
 NORMS: tuple[Norm, ...] = get_args(Norm)
 #: Norms that do not see the batch, hence not the norm batch either.
 BATCH_FREE_NORMS: tuple[Norm, ...] = ("none", "bn-frozen", "gn", "gn+ws", "ln", "in")
+#: Norms with which a run can start so. From scratch there is nothing learnt to freeze; strict Weight Standardization is
+#: for training from scratch.
+STARTS: dict[Start, tuple[Norm, ...]] = {
+    "scratch": tuple(norm for norm in NORMS if norm != "bn-frozen"),
+    "trained": ("bn", "bn-frozen"),
+    "fresh": ("gn",),
+    "copied": ("gn",),
+    "calibrated": ("gn",),
+    "recovered": ("gn",),
+}
 
 Half: TypeAlias = Literal["first", "second"]
 
@@ -152,7 +163,13 @@ class CellConfig(Record):
         if (self.start == "scratch") != (self.pretraining is None):
             raise ValueError(
                 f"start={self.start} with pretraining={self.pretraining}: every start but scratch is from the network "
-                f"of another cell, which pretraining names"
+                f"of another cell, which pretraining names. Give both, or leave both out"
+            )
+        if self.norm not in STARTS[self.start]:
+            starts = [start for start, norms in STARTS.items() if self.norm in norms]
+            raise ValueError(
+                f"norm={self.norm} with start={self.start}: norms that start so are {', '.join(STARTS[self.start])}. "
+                f"Give one of these, or start={' or start='.join(starts)}"
             )
         return self
 
@@ -281,7 +298,7 @@ class Environment(Record):
 class Cost(Record):
     """What a cell cost, over all its starts."""
 
-    seconds: float  # training and validation
+    seconds: float  # building the network, calibration and recovery included; training and validation
     training_seconds: float
     steps: int
     peak_memory_bytes: int  # of training, above what the process held before it; of the last start

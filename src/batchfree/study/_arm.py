@@ -56,7 +56,7 @@ def build_network(config: CellConfig, data: ImageData, trained: State | None = N
     side = data.train_images.shape[2:] if config.image_size is None else (config.image_size, config.image_size)
     example = torch.zeros(1, channels, *side)
     if trained is not None:
-        load_state(network, trained, len(data.classes), f"the network of {config.pretraining}")
+        load_state(network, trained, None, f"the network of {config.pretraining}")
     if config.norm == "gn+ws" and has_bit_layers(network):
         if config.groups != "auto" or config.channels_per_group is not None:
             raise StudyError(
@@ -78,7 +78,7 @@ def build_network(config: CellConfig, data: ImageData, trained: State | None = N
     affine: Affine = "fresh" if config.start == "fresh" else "keep"
     converted = convert(network, norm, groups=groups, ws=ws, affine=affine, example_inputs=example)
     if trained is not None and config.start in ("calibrated", "recovered"):
-        _fit(converted, network, config, data)
+        _fit(converted.to(config.device), network.to(config.device), config, data)
     return converted
 
 

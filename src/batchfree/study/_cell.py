@@ -7,6 +7,7 @@ at any step goes on from its checkpoint to the same bits.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -115,9 +116,11 @@ def _train(
     checkpoint_seconds: float,
 ) -> tuple[CellResult | None, Cost]:
     files = TrainingFiles(folder / "metrics.jsonl", folder / CHECKPOINT, checkpoint_seconds)
-    meter = MemoryMeter(config.device)
+    began, meter = time.perf_counter(), MemoryMeter(config.device)
     try:
-        training = Training(config, files, data, build_network(config, data, trained), workers, should_stop)
+        network = build_network(config, data, trained)
+        meter.forget_peak()  # that of calibration and distillation is not the training's
+        training = Training(config, files, data, network, workers, should_stop, began)
         result, cost = training.finish(), training.cost(meter.peak_bytes())
         if config.keeps_weights and result is not None and result.status == "done" and workers.rank == 0:
             save_trained(folder / TRAINED, training.network)
@@ -183,7 +186,8 @@ def _load_trained(config: CellConfig, folder: Path) -> State | None:
     if not path.exists():
         raise StudyError(
             f"{path} is not there. This cell starts from the network that the cell {config.pretraining} leaves "
-            f"there. Run that one first, with --out {path.parent}; if that folder has a result.json, delete it."
+            f"there. Run the study again, which makes it; or run that cell first, with --out {path.parent}, and delete "
+            f"a result.json in there before."
         )
     return load_trained(path)
 

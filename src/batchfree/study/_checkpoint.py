@@ -32,7 +32,7 @@ __all__ = [
 
 @dataclass
 class TrainingState:
-    """The counters of a training run; with weights and optimiser they are all there is to go on from."""
+    """The counters of a training run; with weights, optimiser and configuration they are all there is to go on from."""
 
     epoch: int = 0  # finished epochs
     step: int = 0  # finished steps of the current epoch
@@ -41,6 +41,7 @@ class TrainingState:
     total_steps: int = 0
     seconds: float = 0.0
     training_seconds: float = 0.0
+    num_groups: list[int] | None = None  # of each norm in forward order: no shape of a weight tells them
 
 
 def save_checkpoint(path: Path, state: TrainingState, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -12,14 +12,14 @@ from pydantic import ValidationError
 from batchfree.errors import StudyError, unknown_name
 from batchfree.records import CellConfig, ReportSpec, StudyRecord
 from batchfree.study._data import ImageData
+from batchfree.study._overrides import override, override_pretraining
 from batchfree.study._schedules import check_steps
 from batchfree.study._settings import ArmSettings
 from batchfree.study._study_file import Overlay, StudyFile, Table, plain, read_study_file, refusal
+from batchfree.weights import shortened
 
 __all__ = ["Loaded", "Study", "load_study"]
 
-#: Keys of which an arm has one or the other.
-RIVALS = {"groups": "channels_per_group", "channels_per_group": "groups"}
 #: Data sets and their fingerprints by `ArmSettings.source`.
 Loaded = dict[tuple[object, ...], tuple[ImageData, str]]
 
@@ -38,17 +38,32 @@ class Study:
     settings: dict[str, str]
     report: ReportSpec
 
+    @property
+    def runs(self) -> tuple[ArmSettings, ...]:
+        """Everything that is trained: the pre-training, where there is one, and the arms."""
+        return self.arms if self.pretraining is None else (self.pretraining, *self.arms)
+
     def load(self, *, download: bool = False) -> Loaded:
-        """Every data set that an arm needs, with its fingerprint.
+        """Every data set that a run needs, with its fingerprint.
 
         Raises:
             DataError: a data set is missing, damaged or unusable.
+            StudyError: an arm starts from the network of a pre-training that has other classes.
         """
         loaded: Loaded = {}
-        for arm in (*self.arms, *([self.pretraining] if self.pretraining else [])):
+        for arm in self.runs:
             if arm.source not in loaded:
                 data = arm.load(download=download)
                 loaded[arm.source] = data, data.fingerprint()
+        if self.pretraining is not None:
+            before = loaded[self.pretraining.source][0].classes
+            for arm in self.arms:
+                if arm.start != "scratch" and (classes := loaded[arm.source][0].classes) != before:
+                    raise StudyError(
+                        f"{self.name}: start = {plain(arm.start)} was given for {len(classes)} classes "
+                        f"({shortened(classes)}), and [pretraining] trains on {len(before)} ({shortened(before)}). The "
+                        f"trained classifier is for these, in this order. Pass data of the same classes for both."
+                    )
         return loaded
 
     def cells(self, loaded: Loaded) -> tuple[CellConfig, ...]:
@@ -101,8 +116,10 @@ def load_study(
         preset: settings of the file under that name, laid over the study's own.
         protocol: the same; laid over before the preset. The preset's, or the file's first, where `None`.
         overrides: settings that win over all of these. A list is an axis; arms that fix the key to a value that is not
-            in it fall away. "default" takes a setting of the file away. "pretraining.KEY" is a setting of the
-            pre-training, which otherwise has the arms' but for those that the file gives it.
+            in it fall away. Where some tables of arms have the key, those without it get it too, but for a norm batch
+            that none of their norms sees, and for groups where they have channels_per_group, or the reverse. "default"
+            takes a setting of the file away. "pretraining.KEY" is a setting of the pre-training, which otherwise has
+            the arms' but for those that the file gives it.
 
     Raises:
         StudyError: no such study, preset or protocol; or a key, a value or a combination is refused. Nothing is read
@@ -122,8 +139,8 @@ def load_study(
         )
     given = dict(overrides or {})
     before = None if file.pretraining is None else {**file.pretraining, **rules.pretraining, **overlay.pretraining}
-    before = _override_pretraining(where, before, given)
-    tables = _override(where, overlay.arms or rules.arms or file.arms, settings, given)
+    before = override_pretraining(where, before, given)
+    tables = override(where, overlay.arms or rules.arms or file.arms, settings, given)
     if settings.get("data") != "pets" and "split" not in (overrides or {}):
         settings.pop("split", None)  # the file's is for the data that it names
     arms = _expand(where, tables, settings)
@@ -149,40 +166,6 @@ def _chosen(where: str, kind: str, name: str | None, among: Mapping[str, Overlay
             raise StudyError(f"{kind} {name!r} was given, and {where} has none. Leave --{kind} out.")
         raise StudyError(unknown_name(kind, name, among))
     return among[name]
-
-
-def _override(where: str, tables: Sequence[Table], settings: Table, overrides: Table) -> list[Table]:
-    """The arms' tables with `overrides` in them; those that belong to no table go to `settings`."""
-    kept = [dict(table) for table in tables]
-    for key, value in overrides.items():
-        values = value if isinstance(value, list) else [value]
-        if any(key in table for table in kept):
-            kept = [table for table in kept if isinstance(table.get(key, []), list) or table[key] in values]
-            for table in kept:
-                if isinstance(table.get(key), list):
-                    table[key] = values
-                elif key not in table and RIVALS.get(key) not in table:
-                    table[key] = value
-            if not kept:
-                raise StudyError(
-                    f"{key} = {plain(values)} leaves no arm of {where}. Its arms have "
-                    f"{plain([table[key] for table in tables if key in table])}. Pass some of these."
-                )
-        elif isinstance(value, list):
-            kept = [{**table, key: value} for table in kept]
-        elif value == "default":
-            settings.pop(key, None)
-        else:
-            settings[key] = value
-    return kept
-
-
-def _override_pretraining(where: str, before: Table | None, overrides: Table) -> Table | None:
-    """The pre-training's table with its own among `overrides`, which are taken out of these."""
-    own = {key: overrides.pop(key) for key in list(overrides) if key.startswith("pretraining.")}
-    if own and before is None:
-        raise StudyError(f"{', '.join(own)} was given, and {where} has no [pretraining]. Leave it out.")
-    return None if before is None else {**before, **{key.partition(".")[2]: value for key, value in own.items()}}
 
 
 def _pretraining(where: str, before: Table | None, settings: Table, arms: Sequence[ArmSettings]) -> ArmSettings | None:
@@ -242,12 +225,21 @@ def _expand(where: str, tables: Sequence[Table], settings: Table) -> tuple[ArmSe
 
 
 def _check_overlays(where: str, file: StudyFile) -> None:
-    """A misspelt key is refused also in the protocols and presets that are not chosen."""
-    for overlay in (*file.protocols.values(), *file.presets.values()):
-        for table in (overlay.settings, overlay.pretraining, *(overlay.arms or [])):
-            for key in table:
-                if key not in ArmSettings.model_fields:
-                    raise StudyError(f"{where}: {unknown_name('setting', key, ArmSettings.model_fields)}")
+    """A misspelt key is refused also in protocols and presets that are not chosen, and in an unused pre-training."""
+    overlays = {f"protocols.{name}": overlay for name, overlay in file.protocols.items()}
+    overlays |= {f"presets.{name}": overlay for name, overlay in file.presets.items()}
+    tables = [file.pretraining or {}]
+    for name, overlay in overlays.items():
+        tables += (overlay.settings, overlay.pretraining, *(overlay.arms or []))
+        if overlay.pretraining and file.pretraining is None:
+            raise StudyError(
+                f"{where}: [{name}.pretraining] was given, and no [pretraining] that it is laid over. Add that table, "
+                f"or leave this one out."
+            )
+    for table in tables:
+        for key in table:
+            if key not in ArmSettings.model_fields:
+                raise StudyError(f"{where}: {unknown_name('setting', key, ArmSettings.model_fields)}")
 
 
 def _check_comparisons(where: str, report: ReportSpec) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from batchfree.records import CellConfig, last_epochs
+from batchfree.records import CellConfig, Start, last_epochs
 from batchfree.study._arm import NetworkImages, build_network
 from batchfree.study._augment import augment
 from batchfree.study._data import ImageData
@@ -24,6 +24,8 @@ __all__ = ["ArmEstimate", "StudyEstimate", "estimate_study"]
 WARM_UP_STEPS, TIMED_STEPS = 2, 4
 #: Importing torch and reading the data, once per run.
 START_SECONDS = 5.0
+#: What is made of the trained network before the first step is not timed: there is none yet.
+UNTIMED: dict[Start, str] = {"calibrated": "and its calibration", "recovered": "and its calibration and recovery"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class ArmEstimate:
     runs: int
     missing: int
     seconds_per_run: float | None  # None where nothing is missing or it is skipped
-    skipped: str  # why; empty where it runs
+    note: str  # why it is skipped, or what the seconds leave out
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,9 @@ def estimate_study(study: Study, out: Path, *, download: bool = False) -> StudyE
         seconds = _seconds_per_run(first, loaded[first.data_fingerprint]) if missing else None
         label = ", ".join(f"{axis}={value}" for axis in study.axes if (value := getattr(first, axis)) is not None)
         label = f"pre-training, {label}" if first.keeps_weights else label
-        skipped = f"skipped: {reason}" if reason else ""
-        arms.append(ArmEstimate(label or first.norm, len(cells), missing, seconds, skipped))
-    threads = max(arm.threads * arm.workers for arm in study.arms)
+        note = f"skipped: {reason}" if reason else UNTIMED.get(first.start, "") if missing else ""
+        arms.append(ArmEstimate(label or first.norm, len(cells), missing, seconds, note))
+    threads = max(arm.threads * arm.workers for arm in study.runs)
     return StudyEstimate(tuple(arms), LocalEngine(None, threads).slots or 1)
 
 

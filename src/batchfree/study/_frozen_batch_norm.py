@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from typing import ClassVar
 
 from torch import nn
 
@@ -18,6 +18,9 @@ class FrozenBatchNorm2d(GhostBatchNorm2d):
     unlike torchvision's, it keeps the names of the state and what timm's `BatchNormAct2d` does after normalising.
     """
 
+    wish: ClassVar[str] = "frozen Batch Norm"
+    arm: ClassVar[str] = "bn-frozen"
+
     def train(self, mode: bool = True) -> FrozenBatchNorm2d:
         """Stays in evaluation mode, whatever `mode` is."""
         super().train(False)
@@ -25,15 +28,14 @@ class FrozenBatchNorm2d(GhostBatchNorm2d):
 
 
 def with_frozen_batch_norm(model: nn.Module) -> nn.Module:
-    """A copy of `model` whose every BatchNorm2d is frozen.
+    """A copy of `model` whose every Batch Norm is frozen.
 
     Raises:
-        StudyError: some norm does something of its own that would be lost, or keeps no running average.
+        StudyError: some norm does something of its own that would be lost, keeps no running average, or is of other
+            dimensions than BatchNorm2d.
     """
-    frozen = copy.deepcopy(model)
-    for parent in list(frozen.modules()):
-        for name, child in list(parent._modules.items()):
-            if isinstance(child, nn.BatchNorm2d):
-                norm = FrozenBatchNorm2d.from_batch_norm(child, norm_batch=1)  # which evaluation mode does not look at
-                parent._modules[name] = norm.train().requires_grad_(False)
+    frozen = FrozenBatchNorm2d.in_copy_of(model, norm_batch=1)  # which evaluation mode does not look at
+    for norm in frozen.modules():
+        if isinstance(norm, FrozenBatchNorm2d):
+            norm.train().requires_grad_(False)
     return frozen

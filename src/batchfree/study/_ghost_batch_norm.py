@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,9 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
     does after normalising, `drop` and `act`, is kept.
     """
 
+    #: What is asked for by it, and its arm's name, for messages.
+    wish: ClassVar[str] = "Batch Norm over fewer images than the batch has"
+    arm: ClassVar[str] = "bn"
     norm_batch: int
     #: Processes that share each batch and call this layer together, each with the next part; see `Workers`.
     workers: int = 1
@@ -40,20 +44,41 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
         """
         if type(norm).forward is not nn.BatchNorm2d.forward and not _has_activation(norm):
             raise StudyError(
-                f"Batch Norm over fewer images than the batch has was asked for in a {type(norm).__name__}, whose own "
-                f"forward would be lost. torch's BatchNorm2d and timm's BatchNormAct2d are known. Leave bn out of "
-                f"--norms, or pass a network that is built with these."
+                f"{cls.wish} was asked for in a {type(norm).__name__}, whose own forward would be lost. torch's "
+                f"BatchNorm2d and timm's BatchNormAct2d are known. Leave {cls.arm} out of --norms, or pass a network "
+                f"that is built with these."
             )
         if norm.running_mean is None or norm.momentum is None:
             raise StudyError(
-                f"Batch Norm over fewer images than the batch has was asked for in a {type(norm).__name__} that keeps "
-                f"no running average (track_running_stats={norm.track_running_stats}, momentum={norm.momentum}). One "
-                f"with a momentum is needed. Leave bn out of --norms, or pass a network whose norms have one."
+                f"{cls.wish} was asked for in a {type(norm).__name__} that keeps no running average "
+                f"(track_running_stats={norm.track_running_stats}, momentum={norm.momentum}). One with a momentum is "
+                f"needed. Leave {cls.arm} out of --norms, or pass a network whose norms have one."
             )
         ghost = cls.__new__(cls)
         ghost.__dict__ = dict(norm.__dict__)
         ghost.norm_batch = norm_batch
         return ghost
+
+    @classmethod
+    def in_copy_of(cls, model: nn.Module, norm_batch: int) -> nn.Module:
+        """A copy of `model` with such a layer in place of every Batch Norm.
+
+        Raises:
+            StudyError: it has Batch Norm of other dimensions, which would stay as it is; or as `from_batch_norm`.
+        """
+        norms = [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+        if others := [name for name, norm in norms if not isinstance(norm, nn.BatchNorm2d)]:
+            raise StudyError(
+                f"{cls.wish} was asked for, and {', '.join(others[:3])}"
+                f"{f' and {len(others) - 3} more' if len(others) > 3 else ''} are not BatchNorm2d, of which alone it "
+                f"can be made. Pass a model with BatchNorm2d only, or leave {cls.arm} out of --norms."
+            )
+        copied = copy.deepcopy(model)
+        for parent in list(copied.modules()):
+            for name, child in list(parent._modules.items()):
+                if isinstance(child, nn.BatchNorm2d):
+                    parent._modules[name] = cls.from_batch_norm(child, norm_batch)
+        return copied
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalises `input` (n, c, h, w); in training n is a multiple of `norm_batch`."""
@@ -112,19 +137,10 @@ def with_norm_batch(model: nn.Module, norm_batch: int, example: Tensor) -> nn.Mo
         example: images (n, channels, height, width) of the size that training uses.
 
     Raises:
-        StudyError: some norm would see one value per channel, whose variance does not exist; or the model has Batch
-            Norm of other dimensions, which would go on seeing the whole batch.
+        StudyError: some norm would see one value per channel, whose variance does not exist; or as
+            `GhostBatchNorm2d.in_copy_of`.
     """
-    others = [
-        name for name, m in model.named_modules() if isinstance(m, _BatchNorm) and not isinstance(m, nn.BatchNorm2d)
-    ]
-    if others:
-        raise StudyError(
-            f"Batch Norm at norm batch {norm_batch} was asked for, and {', '.join(others[:3])}"
-            f"{f' and {len(others) - 3} more' if len(others) > 3 else ''} are not BatchNorm2d, whose norm batch alone "
-            f"can be set. Pass a model with BatchNorm2d only, or leave bn out of --norms."
-        )
-    ghosted = copy.deepcopy(model)
+    ghosted = GhostBatchNorm2d.in_copy_of(model, norm_batch)
     for name, elements in _map_sizes(model, example).items():
         if norm_batch * elements == 1:
             raise StudyError(
@@ -132,10 +148,6 @@ def with_norm_batch(model: nn.Module, norm_batch: int, example: Tensor) -> nn.Mo
                 f"{example.shape[2]}x{example.shape[3]}: one value per channel has no variance. A norm batch of at "
                 f"least 2, or larger images, are needed. Leave 1 out of --norm-batch, or bn out of --norms."
             )
-    for parent in list(ghosted.modules()):
-        for name, child in list(parent._modules.items()):
-            if isinstance(child, nn.BatchNorm2d):
-                parent._modules[name] = GhostBatchNorm2d.from_batch_norm(child, norm_batch)
     return ghosted
 
 

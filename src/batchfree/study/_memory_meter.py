@@ -27,6 +27,13 @@ class MemoryMeter:
         else:
             self._before = _resident_bytes_now()
 
+    def forget_peak(self) -> None:
+        """Counts the peak from here, but still above what was held before the meter was made."""
+        if self._is_cuda:
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            _resident_bytes_now()
+
     def peak_bytes(self) -> int:
         """The largest that was held beyond the beginning; 0 where the system does not tell."""
         peak = torch.cuda.max_memory_allocated(self._device) if self._is_cuda else _resident_bytes_at_most()

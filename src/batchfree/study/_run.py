@@ -68,9 +68,9 @@ def plan_loaded(study: Study, loaded: Loaded) -> Plan:
 
 def check_names(study: Study) -> None:
     """Refuses models and devices that are not there, before any data is read."""
-    for model in dict.fromkeys(arm.model for arm in study.arms):
+    for model in dict.fromkeys(arm.model for arm in study.runs):
         check_model_name(model)
-    for device in dict.fromkeys(arm.device for arm in study.arms):
+    for device in dict.fromkeys(arm.device for arm in study.runs):
         check_device(device)
 
 
@@ -107,7 +107,7 @@ def run_study(
         StudyError, DataError, ConversionError: nothing has been written; or, while it runs, the disk is full.
         KeyboardInterrupt: after every job has written its checkpoint and ended.
     """
-    threads = max(arm.threads * arm.workers for arm in study.arms)
+    threads = max(arm.threads * arm.workers for arm in study.runs)
     engine = LocalEngine(jobs, threads) if engine is None else engine
     plan = plan_study(study, download=download)
     record = study.record(plan.cells, command)

@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from batchfree.errors import StudyError
 from batchfree.records import CellConfig, CellResult, Status, read_record, write_record
 from batchfree.study._engine import Engine, Job, Task
 from batchfree.study._environment import MEMORY_VARIABLE, says_out_of_memory
 from batchfree.study._folder import says_what_to_do_when_full
 from batchfree.study._torchrun_log import first_failure
+from batchfree.study._trained_network import TRAINED, load_trained
 
 __all__ = ["Limits", "Progress", "StudyRun", "is_finished"]
 
@@ -78,6 +80,7 @@ class StudyRun:
         self.waiting = [cell for cell in cells if not is_finished(out, cell)]
         self.running: dict[str, _Running] = {}
         self._trained: set[str] = set()  # pre-trainings that are known to have left a network
+        self._repeated: set[str] = set()  # pre-trainings that run again, since theirs was lost
 
     def finish(self) -> list[CellResult]:
         """Runs all cells; on the way out, whatever the reason, no job is left.
@@ -109,21 +112,36 @@ class StudyRun:
         return next((cell for cell in self.waiting if cell.pretraining not in open_ids), None)
 
     def _give_up_dependants(self) -> None:
-        """Cells whose pre-training ended without a network become rows; tried again when it is."""
+        """Cells whose pre-training ended without a network become rows; tried again when it is.
+
+        One that left a network which is lost or damaged since is made again, once.
+        """
         open_ids = {cell.cell_id for cell in self.waiting} | self.running.keys()
         ended = {cell.pretraining for cell in self.waiting if cell.pretraining} - open_ids - self._trained
         for cell_id in sorted(ended):
             result = read_record(self.out / "cells" / cell_id / "result.json", CellResult)
-            if result.status == "done":
-                self._trained.add(cell_id)
-                continue
             status: Status = "skipped" if result.is_final else "failed"
-            reason = f"its pre-training, {cell_id}, has no network: {result.status}: {result.reason}"
-            for cell in [cell for cell in self.waiting if cell.pretraining == cell_id]:
-                self.waiting.remove(cell)
-                self._folder(cell).mkdir(parents=True, exist_ok=True)
-                lost = CellResult(cell_id=cell.cell_id, status=status, reason=reason)
-                write_record(self._folder(cell) / "result.json", lost)
+            reason = f"{result.status}: {result.reason}"
+            if result.status == "done":
+                try:
+                    load_trained(self.out / "cells" / cell_id / TRAINED)
+                except StudyError as lost:
+                    if cell_id not in self._repeated:
+                        self._repeated.add(cell_id)
+                        self.waiting[:0] = [cell for cell in self.cells if cell.cell_id == cell_id]
+                        continue
+                    status, reason = "failed", str(lost)
+                else:
+                    self._trained.add(cell_id)
+                    continue
+            self._give_up(cell_id, status, f"its pre-training, {cell_id}, has no network: {reason}")
+
+    def _give_up(self, pretraining: str, status: Status, reason: str) -> None:
+        for cell in [cell for cell in self.waiting if cell.pretraining == pretraining]:
+            self.waiting.remove(cell)
+            self._folder(cell).mkdir(parents=True, exist_ok=True)
+            lost = CellResult(cell_id=cell.cell_id, status=status, reason=reason)
+            write_record(self._folder(cell) / "result.json", lost)
 
     def _start(self, cell: CellConfig) -> None:
         folder = self._folder(cell)

@@ -8,18 +8,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeFloat, PositiveInt
 
-from batchfree.records import BATCH_FREE_NORMS, NORMS, CellConfig, Half, Norm, Start
+from batchfree.records import BATCH_FREE_NORMS, STARTS, CellConfig, Half, Norm, Start
 from batchfree.study._data import ImageData, load_data, resolve_data
 from batchfree.study._weights_file import weights_fingerprint
 
 __all__ = ["ArmSettings", "LearningRateScale"]
 
 LearningRateScale = Literal["none", "sgd_batch", "norm_batch"]
-#: What can be made of a trained network. Strict Weight Standardization is for training from scratch.
-STARTS: dict[Start, tuple[Norm, ...]] = {
-    "trained": ("bn", "bn-frozen"),
-    **dict.fromkeys(("fresh", "copied", "calibrated", "recovered"), ("gn",)),
-}
 #: The learning rate is for so many images of the batch that scales it (Wu & He 2018, section 4.1).
 SCALE_IMAGES = 32
 
@@ -129,10 +124,10 @@ class ArmSettings(BaseModel):
     def problems(self) -> list[str]:
         """Why these settings do not go together, each with what to do; empty where they do."""
         found = []
-        if self.norm not in (allowed := STARTS.get(self.start, NORMS)):
+        if self.norm not in STARTS[self.start] and self.start != "scratch":
             found.append(
                 f"start = {self.start!r} was given with norm = {self.norm!r}. Norms that can start so: "
-                f"{', '.join(allowed)}. Pass one of these, or another start"
+                f"{', '.join(STARTS[self.start])}. Pass one of these, or another start"
             )
         if self.start == "scratch" and self.norm == "bn-frozen":
             found.append(

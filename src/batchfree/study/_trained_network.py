@@ -32,7 +32,7 @@ def load_trained(path: Path) -> State:
     """The state that `save_trained` wrote.
 
     Raises:
-        StudyError: the file cannot be read, was cut short, or a bit in it flipped.
+        StudyError: the file is not there, cannot be read, was cut short, or a bit in it flipped.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -46,5 +46,7 @@ def load_trained(path: Path) -> State:
 
 
 _MEND = (
-    "It must be as the pre-training wrote it. Delete {} and run the study again: the pre-training gives the same bits."
+    "It must be as the pre-training wrote it. Run the study again, or `batchfree study retry DIR`: the pre-training in "
+    "{} is then made again. The same torch on the same kind of processor gives the same bits; elsewhere begin a new "
+    "study, so that all runs of a seed start from one network."
 )

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from batchfree.errors import StudyError
 from batchfree.records import CellConfig, CellResult, Cost, EpochMetrics, last_epochs, read_metrics, summarise
 from batchfree.study._arm import NetworkImages, group_counts
 from batchfree.study._augment import augment
@@ -36,7 +37,11 @@ class TrainingFiles:
 
 
 class Training:
-    """A cell in memory. Everything that moves its numbers is in `config`, `data` and the files' last checkpoint."""
+    """A cell in memory. Everything that moves its numbers is in `config`, `data` and the files' last checkpoint.
+
+    Args:
+        began: when `time.perf_counter` said that `network` began to be built, which is part of the cost.
+    """
 
     def __init__(
         self,
@@ -46,6 +51,7 @@ class Training:
         network: nn.Module,
         workers: Workers,
         should_stop: Callable[[], bool],
+        began: float,
     ) -> None:
         self.config = config
         self.files = files
@@ -59,7 +65,7 @@ class Training:
         self.state = self._restore()
         workers.share_statistics(self.network)
         self.resumed_seconds = self.state.seconds
-        self.started = self.checkpointed = time.perf_counter()
+        self.started, self.checkpointed = began, time.perf_counter()
 
     def finish(self) -> CellResult | None:
         """Trains to the end, or until asked to stop, which gives `None`."""
@@ -191,6 +197,14 @@ class Training:
         """The state of the last good checkpoint, or a new one; lines of metrics that came after it are cut off."""
         logged = self.files.metrics.stat().st_size if self.files.metrics.exists() else 0
         state = load_checkpoint(self.files.checkpoint, self.network, self.optimizer, metrics_bytes=logged)
+        counts = list(group_counts(self.network))
+        if state.num_groups not in (None, counts):
+            raise StudyError(
+                f"{self.files.checkpoint} is of a network with {state.num_groups} groups, and this start chose {counts}"
+                f": the calibration's last bits differ between machines. A run keeps its groups. Go on where it was "
+                f"begun, or begin it anew: `batchfree study retry DIR --from-start`."
+            )
+        state.num_groups = counts
         self.workers.wait()  # all have read what the first now cuts
         if self.workers.rank == 0:
             if state.total_steps:

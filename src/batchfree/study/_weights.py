@@ -29,10 +29,11 @@ def load_weights(model: nn.Module, path: Path, num_classes: int) -> None:
     load_state(model, state, num_classes, str(path))
 
 
-def load_state(model: nn.Module, state: dict[str, Tensor], num_classes: int, source: str) -> None:
+def load_state(model: nn.Module, state: dict[str, Tensor], num_classes: int | None, source: str) -> None:
     """Loads `state` into `model`; a classifier for another number of classes is left out.
 
     Args:
+        num_classes: of `model`; None: its classifier must fit too.
         source: where the state is from, for the message.
 
     Raises:
@@ -40,12 +41,13 @@ def load_state(model: nn.Module, state: dict[str, Tensor], num_classes: int, sou
     """
     own = model.state_dict()
     others = {key for key in own.keys() & state.keys() if own[key].shape != state[key].shape}
-    if _is_classifier(others, own, state, num_classes):
+    if num_classes is not None and _is_classifier(others, own, state, num_classes):
         state = state | {key: own[key] for key in others}
     if wrong := misfit(own, state):
         raise StudyError(
-            f"{source} does not fit the network: {wrong}. Every entry must fit, but for a classifier of another number "
-            f"of classes. Pass the network that the weights were saved from."
+            f"{source} does not fit the network: {wrong}. Every entry must fit"
+            f"{'' if num_classes is None else ', but for a classifier of another number of classes'}. "
+            f"Pass the network that the weights were saved from."
         )
     model.load_state_dict(own | state)
 

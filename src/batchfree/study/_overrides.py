@@ -1,0 +1,71 @@
+"""What the command line's overrides make of a study file's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from batchfree.errors import StudyError, unknown_name
+from batchfree.records import BATCH_FREE_NORMS
+from batchfree.study._settings import ArmSettings
+from batchfree.study._study_file import Table, plain
+
+__all__ = ["override", "override_pretraining"]
+
+#: Keys of which an arm has one or the other.
+RIVALS = {"groups": "channels_per_group", "channels_per_group": "groups"}
+
+
+def override(where: str, tables: Sequence[Table], settings: Table, overrides: Table) -> list[Table]:
+    """The arms' tables with `overrides` in them; those that belong to no table go to `settings`."""
+    kept = [dict(table) for table in tables]
+    for key, value in overrides.items():
+        values = value if isinstance(value, list) else [value]
+        if any(key in table for table in kept):
+            kept = [table for table in kept if isinstance(table.get(key, []), list) or table[key] in values]
+            for table in kept:
+                if isinstance(table.get(key), list):
+                    table[key] = values
+                elif (
+                    key not in table
+                    and RIVALS.get(key) not in table
+                    and _reaches(key, {**settings, **overrides, **table})
+                ):
+                    table[key] = value
+            if not kept:
+                raise StudyError(
+                    f"{key} = {plain(values)} leaves no arm of {where}. Its arms have "
+                    f"{plain([table[key] for table in tables if key in table])}. Pass some of these."
+                )
+        elif isinstance(value, list):
+            kept = [{**table, key: value} for table in kept]
+        elif value == "default":
+            settings.pop(key, None)
+        else:
+            settings[key] = value
+    return kept
+
+
+def _reaches(key: str, table: Table) -> bool:
+    """Whether the table's runs depend on `key`: on the norm batch they may not."""
+    norms = table.get("norm", "bn")
+    is_blind = set(norms if isinstance(norms, list) else [norms]) <= set(BATCH_FREE_NORMS)
+    follows = "norm_batches_per_step" in table or table.get("learning_rate_scale") == "norm_batch"
+    return key != "norm_batch" or not is_blind or follows
+
+
+def override_pretraining(where: str, before: Table | None, overrides: Table) -> Table | None:
+    """The pre-training's table with its own among `overrides`, which are taken out of these."""
+    own = {key: overrides.pop(key) for key in list(overrides) if key.startswith("pretraining.")}
+    if own and before is None:
+        raise StudyError(f"{', '.join(own)} was given, and {where} has no [pretraining]. Leave it out.")
+    if before is None:
+        return None
+    changed = dict(before)
+    for word, value in own.items():
+        key = word.partition(".")[2]
+        if key not in ArmSettings.model_fields:
+            raise StudyError(f"{where}, [pretraining]: {unknown_name('setting', key, ArmSettings.model_fields)}")
+        changed[key] = value
+        if value == "default":
+            del changed[key]
+    return changed

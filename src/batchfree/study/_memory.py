@@ -108,6 +108,8 @@ def _image_shape(image: str) -> tuple[int, int, int]:
 
 
 def _config(model: str, norm: str, batch: int) -> CellConfig:
+    # Frozen Batch Norm is never trained from scratch; which network was trained makes no difference to memory.
+    start = {"start": "trained", "pretraining": "any"} if norm == "bn-frozen" else {}
     return CellConfig.model_validate(
         {
             "study": "memory",
@@ -122,5 +124,6 @@ def _config(model: str, norm: str, batch: int) -> CellConfig:
             "train_images": 1,
             "validation_images": 1,
             "seed": 0,
+            **start,
         }
     )

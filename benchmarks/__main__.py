@@ -81,7 +81,7 @@ def _setting() -> dict[str, str]:
     info = kernel_info()
     return {
         "batchfree": __version__,
-        "torch": torch.__version__,
+        "torch_version": torch.__version__,  # a row's "torch" is its time
         "python": platform.python_version(),
         "compiler": info.compiler,
         "instruction_set": info.instruction_set,

@@ -52,8 +52,8 @@ class Buffer {
 
   Values read() const {
     Values values;
-    const Parameters stored{data(), type_};
-    for (std::size_t i = 0; i < count_; ++i) values.push_back(parameter(stored, static_cast<std::int64_t>(i), 0));
+    const PerChannel<double> stored({data(), type_}, static_cast<std::int64_t>(count_), 0);
+    for (std::size_t i = 0; i < count_; ++i) values.push_back(stored[static_cast<std::int64_t>(i)]);
     return values;
   }
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from batchfree.convert import calibrate, convert, recover
+from batchfree.convert import _recover, calibrate, convert, recover
+from batchfree.convert._norm_maps import NormMaps
+from batchfree.convert._norm_pairs import norm_pairs
 from batchfree.errors import ArgumentError
 from tests.convert.trained import affine, images, trained_like
 
@@ -105,6 +107,23 @@ def test_a_seed_gives_the_same_bits_and_another_gives_others() -> None:
         results.append(torch.cat([value.flatten() for value in affine(converted)]))
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
+
+
+def test_where_all_parameters_move_the_maps_are_followed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, batch = classifier(), uneven_images(120)
+    seen, unseen = batch[:80], batch[80:]
+    distances = []
+    for share in (_recover.MAPS_SHARE["all"], 0.0):
+        monkeypatch.setitem(_recover.MAPS_SHARE, "all", share)
+        converted = convert(original, num_groups=2, ws="strict", example_inputs=batch[:1])
+        calibrate(converted, original, seen)
+        recover(converted, original, seen, 60, parameters="all", batch_size=16)
+        maps = NormMaps(norm_pairs(original, converted))
+        with torch.no_grad(), maps.recording():
+            original(unseen)
+            converted(unseen)
+            distances.append(float(maps.distance()))
+    assert distances[0] < 0.95 * distances[1]
 
 
 def test_other_outputs_are_brought_nearer_by_their_squares() -> None:

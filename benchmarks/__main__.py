@@ -13,6 +13,7 @@ import torch
 
 from batchfree import __version__
 from batchfree.torch import kernel_info
+from benchmarks.allocator import keep_freed_memory
 from benchmarks.cases import Case, all_cases
 from benchmarks.contenders import MEASURES, contenders, copy_of
 from benchmarks.gate import failures
@@ -37,7 +38,7 @@ def main() -> int:
     if wrong:
         print("The gate is red; nothing is timed.", *wrong, sep="\n", file=sys.stderr)
         return 1
-    setting = _setting()
+    setting = _setting() | {"keeps_freed_memory": str(keep_freed_memory())}
     rows = []
     for threads in given.threads or sorted({1, torch.get_num_threads()}):
         torch.set_num_threads(threads)

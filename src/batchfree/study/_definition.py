@@ -242,7 +242,7 @@ def _expand(where: str, tables: Sequence[Table], settings: Table) -> tuple[ArmSe
                 arm = ArmSettings.model_validate(given)
             except ValidationError as error:
                 raise refusal(where, error, tuple(ArmSettings.model_fields)) from None
-            if problems := arm.problems():
+            if arm.rule is None and (problems := arm.problems()):  # with a rule they are known once it is decided
                 raise StudyError(f"{where}: {'; '.join(problems)}.")
             arms.append(arm)
     if not arms:

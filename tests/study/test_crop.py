@@ -46,7 +46,8 @@ def test_the_network_sees_windows_of_what_is_stored_and_validation_images_whole(
     update = {"sgd_batch": 6, "train_images": 12, "validation_images": 4, "epochs": 2, "norm": "gn"}
     cell = CellConfig.model_validate({**quick.model_dump(), **values, **update})
     network = build_network(cell, coordinates)
-    training, validation = [], []
+    training: list[Tensor] = []
+    validation: list[Tensor] = []
     network.register_forward_pre_hook(
         lambda module, inputs: (training if module.training else validation).append(inputs[0])
     )

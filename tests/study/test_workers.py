@@ -26,7 +26,7 @@ def cells(workers: int) -> dict[str, CellConfig]:
     """Eighteen steps of 24 images: Batch Norm at norm batch 4, also with mixup, and the norm that sees no batch."""
     overrides = {"norm": ["bn", "gn+ws"], "norm_batch": [4], "sgd_batch": 24, "train_images": 160, "epochs": 3}
     study = load_study("norm-batch", overrides={**overrides, "seeds": 1, "workers": workers})
-    plain = {cell.norm: cell for cell in study.cells(study.load())}
+    plain: dict[str, CellConfig] = {cell.norm: cell for cell in study.cells(study.load())}
     return {**plain, "mixed": plain["bn"].model_copy(update={"mixup": 0.5})}
 
 

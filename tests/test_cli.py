@@ -137,7 +137,7 @@ def test_a_printed_study_can_be_changed_planned_run_and_looked_at(tmp_path: Path
 
 def test_settings_and_memory_are_printed(tmp_path: Path) -> None:
     settings = batchfree_command("study", "show", "--settings", cwd=tmp_path).stdout
-    for key in ("norm_batch", "weight_decay", "zero_gamma", "workers"):
+    for key in ("norm_batch", "weight_decay", "zero_gamma", "workers", "stored_size", "mixup", "max_steps", "rule"):
         assert key in settings
     memory = batchfree_command("study", "memory", "resnet8", "--image", "1x28x28", "--budget", "64MiB", cwd=tmp_path)
     assert memory.returncode == 0, memory.stderr

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from batchfree.errors import DataError
-from batchfree.images import read_image
+from batchfree.images import image_area, read_image
 
 
 def test_a_cut_jpeg_is_mended_only_where_asked_and_nobody_elses_is(tmp_path: Path) -> None:
@@ -23,6 +23,15 @@ def test_a_cut_jpeg_is_mended_only_where_asked_and_nobody_elses_is(tmp_path: Pat
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
     with pytest.raises(OSError, match="truncated"):
         Image.open(io.BytesIO(path.read_bytes())).load()
+
+
+def test_the_area_is_of_the_whole_picture_and_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "wide.png"
+    Image.effect_noise((64, 20), 80).save(path)
+    assert image_area(path) == 64 * 20
+    path.write_bytes(b"no picture")
+    with pytest.raises(DataError, match="cannot be read as an image"):
+        image_area(path)
 
 
 def test_a_cut_png_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ SURFACE = {
         "Affine", "CalibrationReport", "CalibrationRow", "Choice", "ConversionPlan", "Groups", "Norm", "PlanRow",
         "RecoveryReport", "Trained", "Ws", "calibrate", "convert", "plan_conversion", "recover", "standardize_weights",
     },
-    "batchfree.images": {"IMAGE_SUFFIXES", "read_image"},
+    "batchfree.images": {"IMAGE_SUFFIXES", "image_area", "read_image"},
     "batchfree.weights": {"misfit", "read_safetensors", "shortened"},
     "batchfree.report": {
         "Advice", "Arm", "Arms", "Choice", "Difference", "Exhibit", "PublishedSeries", "advise", "build_report",

@@ -85,6 +85,43 @@ def test_a_plain_study_has_no_key_that_a_batchfree_of_before_fine_tuning_refuses
         }  # fmt: skip
 
 
+def test_what_bits_rule_added_leaves_other_cells_their_ids_and_names_its_own(tmp_path: Path) -> None:
+    crop = {"image_size": 128, "augment": "crop-flip"}
+    cropped = CONFIG.model_copy(update={**crop, "stored_size": 160, "mixup": 0.1, "max_steps": 5})
+    found = written(tmp_path, cropped)
+    assert (found["stored_size"], found["mixup"], found["max_steps"]) == (160, 0.1, 5)
+    assert read_record(tmp_path / "record.json", CellConfig) == cropped
+    values = dict(word.split("=", 1) for word in cropped.assignments())
+    assert CellConfig.model_validate_strings(values) == cropped
+    ids = {CONFIG.model_copy(update=crop).cell_id}
+    for change in ({"stored_size": 160}, {"mixup": 0.1}, {"max_steps": 5}):
+        ids.add(CONFIG.model_copy(update={**crop, **change}).cell_id)
+    assert len(ids) == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "mend"),
+    [
+        ({"stored_size": 160}, "image_size = None.*Give an image_size below it"),
+        ({"stored_size": 128, "image_size": 128, "augment": "crop-flip"}, "held larger.*below it, or leave"),
+        ({"stored_size": 160, "image_size": 128}, "augment = 'none', which crops nothing.*crop-flip, resized-crop"),
+        ({"max_steps": 3}, "max_steps=3 with epochs=2 of 3 steps each.*Give epochs=1, or no max_steps"),
+        ({"max_steps": 7}, "Give epochs=3, or no max_steps"),
+        ({"max_steps": 0}, "greater than 0"),
+        ({"mixup": -0.1}, "greater than or equal to 0"),
+        ({"mixup": float("inf")}, "finite"),
+    ],
+)
+def test_a_crop_mixup_or_number_of_steps_that_cannot_be_is_refused(fields: dict[str, Any], mend: str) -> None:
+    with pytest.raises(ValidationError, match=mend):
+        CellConfig.model_validate({**CONFIG.model_dump(), **fields})
+
+
+def test_a_run_is_as_long_as_its_steps_or_its_epochs() -> None:
+    assert (CONFIG.steps_per_epoch, CONFIG.total_steps) == (3, 6)  # 100 images in batches of 32
+    assert CellConfig.model_validate({**CONFIG.model_dump(), "max_steps": 4}).total_steps == 4
+
+
 def test_what_fine_tuning_added_is_written_where_it_says_something(tmp_path: Path) -> None:
     started = CONFIG.model_copy(update={"start": "copied", "pretraining": "bn-s3-0", "half": "first", "rotation": 1.5})
     found = written(tmp_path, started)

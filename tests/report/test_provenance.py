@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from batchfree.records import write_record
 from batchfree.report import build_report
@@ -36,6 +37,14 @@ def test_an_axis_lists_its_values(tmp_path: Path) -> None:
     terms = Page(build_report(study.write(tmp_path))).terms
     assert terms["Groups asked for"] == "8; 4"
     assert terms["Model"] == "resnet8; resnet20"
+
+
+def test_crop_mixup_and_steps_are_said(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"stored_size": 160, "image_size": 128, "augment": "crop-flip", "mixup": 0.1}
+    terms = Page(build_report(SampleStudy().add("gn", None, {0: 1.0}, **fields, max_steps=90).write(tmp_path))).terms
+    assert terms["Image side"] == "128 pixels, of 160 before the crop in training"
+    assert terms["Augmentation"] == "crop-flip, mixup with alpha 0.1"
+    assert terms["Epochs"] == "3, to step 90"
 
 
 def test_runs_from_two_machines_are_told(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ HEADER = (
     "study,cell_id,model,norm,norm_batch,sgd_batch,groups,channels_per_group,zero_gamma,optimizer,learning_rate,"
     "epochs,train_images,seed,threads,status,error_percent,final_error_percent,"
     "best_error_percent,recomputed_error_percent,validation_loss,groups_used,seconds,seconds_per_step,peak_memory_bytes,"
-    "start,pretraining,keeps_weights,half,rotation,initial_error_percent\n"
+    "start,pretraining,keeps_weights,half,rotation,initial_error_percent,max_steps,mixup,stored_size\n"
 )
 
 
@@ -27,7 +27,7 @@ def test_a_row_per_cell_with_empty_fields_where_there_is_no_value(tmp_path: Path
     study = SampleStudy().add("bn", 8, {0: 10.5, 1: "diverged: loss is nan", 2: "missing"}, recomputed={0: 8.5})
     study.add("gn+ws", None, {0: 9.0, 1: "failed: killed, by signal 9\nlast line"}, groups=16, zero_gamma=True)
     ids = [cell.cell_id for cell in study.cells]
-    shared, new = "sgd,0.1,3,1078", "scratch,,False,,0.0,"
+    shared, new = "sgd,0.1,3,1078", "scratch,,False,,0.0,,,0.0,"
     assert table(study, tmp_path) == HEADER + (
         f"norm-batch,{ids[0]},resnet8,bn,8,32,auto,,,{shared},0,1,done,10.5,10.625,10.25,8.5,0.25,,12.5,0.1,1048576,{new}\n"
         f"norm-batch,{ids[1]},resnet8,bn,8,32,auto,,,{shared},1,1,diverged,,,,,,,12.5,0.1,1048576,{new}\n"
@@ -37,12 +37,18 @@ def test_a_row_per_cell_with_empty_fields_where_there_is_no_value(tmp_path: Path
     )
 
 
+def test_a_cropped_and_blended_run_says_so(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"stored_size": 160, "image_size": 128, "augment": "crop-flip", "mixup": 0.1}
+    study = SampleStudy().add("gn", None, {0: 9.0}, **fields, max_steps=90)
+    assert table(study, tmp_path).endswith(",scratch,,False,,0.0,,90,0.1,160\n")
+
+
 def test_a_fine_tuned_run_says_what_it_started_from(tmp_path: Path) -> None:
     fields: dict[str, Any] = {"start": "copied", "pretraining": "bn-n32-s0-ab", "half": "second", "rotation": 30.0}
     study = SampleStudy().add("gn", None, {0: 9.0}, **fields)
     cell_id = study.cells[0].cell_id
     study.results[cell_id] = study.results[cell_id].model_copy(update={"initial_error_percent": 80.5})
-    assert table(study, tmp_path).endswith(",1048576,copied,bn-n32-s0-ab,False,second,30.0,80.5\n")
+    assert table(study, tmp_path).endswith(",1048576,copied,bn-n32-s0-ab,False,second,30.0,80.5,,0.0,\n")
 
 
 def test_several_studies_stand_below_each_other_under_their_names(tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ def print_plan(study: Study, out: Path, *, jobs: int | None, download: bool) -> 
         seconds = "" if arm.seconds_per_run is None else f"{arm.seconds_per_run:,.0f}"
         table.add_row(arm.label, str(arm.runs), str(arm.missing), seconds, arm.note)
     console.print(table)
+    for words in plan.chosen:
+        console.print(words, highlight=False)
     slots = plan.slots if jobs is None else jobs
     console.print(
         f"{plan.missing} of {plan.runs} runs are missing in {out}: about {_duration(plan.seconds / slots)} at "

@@ -20,12 +20,12 @@ Table: TypeAlias = dict[str, tuple[Kind, list[Value]]]
 #: Kinds of the fields that are no text; a number that may also be a word ("auto") is text.
 _KINDS: dict[str, Kind] = {
     **dict.fromkeys(
-        ("norm_batch", "channels_per_group", "sgd_batch", "workers", "epochs", "train_images", "image_size", "seed",
-         "threads", "steps", "peak_memory_bytes", "epoch"),
+        ("norm_batch", "channels_per_group", "sgd_batch", "workers", "epochs", "max_steps", "train_images",
+         "image_size", "stored_size", "seed", "threads", "steps", "peak_memory_bytes", "epoch"),
         int,
     ),
     **dict.fromkeys(
-        ("learning_rate", "momentum", "weight_decay", "rotation", "error_percent", "initial_error_percent",
+        ("learning_rate", "momentum", "weight_decay", "mixup", "rotation", "error_percent", "initial_error_percent",
          "final_error_percent", "best_error_percent",
          "recomputed_error_percent", "validation_loss", "train_loss", "seconds", "training_seconds",
          "seconds_per_step"),

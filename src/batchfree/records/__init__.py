@@ -43,6 +43,7 @@ from batchfree.records._schema import (  # noqa: E402
     Start,
     Status,
     StudyRecord,
+    crop_problem,
     last_epochs,
     summarise,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "Start",
     "Status",
     "StudyRecord",
+    "crop_problem",
     "last_epochs",
     "read_cell",
     "read_metrics",

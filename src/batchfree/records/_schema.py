@@ -45,6 +45,7 @@ __all__ = [
     "Start",
     "Status",
     "StudyRecord",
+    "crop_problem",
     "summarise",
 ]
 
@@ -108,8 +109,11 @@ class CellConfig(Record):
     follows from it.
     """
 
-    # Of fine-tuning, and of data that any study may halve or turn.
-    _added_later: ClassVar[tuple[str, ...]] = ("start", "pretraining", "keeps_weights", "half", "rotation")
+    # Of fine-tuning, of data that any study may halve or turn, and of BiT's rule.
+    _added_later: ClassVar[tuple[str, ...]] = (
+        *("start", "pretraining", "keeps_weights", "half", "rotation"),
+        *("max_steps", "mixup", "stored_size"),
+    )
 
     study: str
     protocol: str = ""  # the study's name for how batch sizes, learning rate and schedule hang together
@@ -132,7 +136,9 @@ class CellConfig(Record):
     weight_decay: FiniteFloat = 1e-4
     schedule: Literal["cosine", "step", "constant", "bit"] = "cosine"
     epochs: PositiveInt
+    max_steps: PositiveInt | None = None  # after which the last epoch ends; None: whole epochs
     augment: str = "none"
+    mixup: Annotated[FiniteFloat, Field(ge=0)] = 0.0  # alpha of Zhang et al. 2018; 0: images are not blended
     data: str  # name, or the absolute path of a folder of class folders
     data_fingerprint: str  # SHA-256 of the images and labels this cell sees
     data_dir: str | None = None  # where the files of a named data set lie
@@ -141,7 +147,8 @@ class CellConfig(Record):
     rotation: FiniteFloat = 0.0  # of every image, in degrees
     train_images: PositiveInt
     validation_images: PositiveInt
-    image_size: PositiveInt | None = None  # side in pixels; None: as the data set has it
+    image_size: PositiveInt | None = None  # side in pixels that the network sees; None: as the data set has it
+    stored_size: PositiveInt | None = None  # side of the training images before the crop; None: the same
     seed: NonNegativeInt
     threads: PositiveInt = 1
     device: str = "cpu"
@@ -172,6 +179,32 @@ class CellConfig(Record):
                 f"Give one of these, or start={' or start='.join(starts)}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _stored_size_is_cropped(self) -> Self:
+        if problem := crop_problem(self.stored_size, self.image_size, self.augment):
+            raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _steps_end_in_the_last_epoch(self) -> Self:
+        per_epoch, steps = self.steps_per_epoch, self.max_steps
+        if steps is not None and per_epoch and self.epochs != (needed := -(-steps // per_epoch)):
+            raise ValueError(
+                f"max_steps={steps} with epochs={self.epochs} of {per_epoch} steps each: the run ends in the last of "
+                f"its epochs. Give epochs={needed}, or no max_steps"
+            )
+        return self
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Of a whole epoch; its ragged last batch is left out."""
+        return self.train_images // self.sgd_batch
+
+    @property
+    def total_steps(self) -> int:
+        """Of all epochs."""
+        return self.epochs * self.steps_per_epoch if self.max_steps is None else self.max_steps
 
     @property
     def cell_id(self) -> str:
@@ -317,6 +350,23 @@ class CellRecord(BaseModel):
     metrics: tuple[EpochMetrics, ...]
     environment: Environment | None
     cost: Cost | None
+
+
+def crop_problem(stored_size: int | None, image_size: int | None, augment: str) -> str:
+    """Why training images of that side do not become what the network sees, with what to do; empty where they do."""
+    if stored_size is None:
+        return ""
+    if image_size is None or stored_size <= image_size:
+        return (
+            f"stored_size = {stored_size} was given with image_size = {image_size}. Training images are held larger "
+            f"than the network sees them, to be cropped. Give an image_size below it, or leave stored_size out"
+        )
+    if augment not in ("crop-flip", "resized-crop"):
+        return (
+            f"stored_size = {stored_size} was given with augment = {augment!r}, which crops nothing. Augmentations "
+            f"that crop: crop-flip, resized-crop. Give one of these, or leave stored_size out"
+        )
+    return ""
 
 
 def last_epochs(epochs: int) -> int:

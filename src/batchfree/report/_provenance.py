@@ -50,9 +50,9 @@ def provenance(study: StudyRecord, cells: Sequence[CellRecord]) -> list[tuple[st
         ("Data", values(images, "data", "split")),
         ("Training images", values(lambda c: f"{c.train_images:,}", "train_images")),
         ("Validation images", values(lambda c: f"{c.validation_images:,}", "validation_images")),
-        ("Image side", values(_image_side, "image_size")),
-        ("Augmentation", values(lambda c: c.augment, "augment")),
-        ("Epochs", values(lambda c: c.epochs, "epochs")),
+        ("Image side", values(_image_side, "image_size", "stored_size")),
+        ("Augmentation", values(_augmentation, "augment", "mixup")),
+        ("Epochs", values(_epochs, "epochs", "max_steps")),
         ("Protocol", values(lambda c: c.protocol or "none named", "protocol")),
         ("SGD batch", values(_sgd_batch, "sgd_batch", "workers")),
         ("Optimiser", values(_optimizer, "optimizer", "momentum", "weight_decay")),
@@ -88,7 +88,16 @@ _GAMMA = {None: "as the network has it", True: "0", False: "1"}
 
 
 def _image_side(config: CellConfig) -> str:
-    return "as the data has it" if config.image_size is None else f"{config.image_size} pixels"
+    seen = "as the data has it" if config.image_size is None else f"{config.image_size} pixels"
+    return seen if config.stored_size is None else f"{seen}, of {config.stored_size} before the crop in training"
+
+
+def _augmentation(config: CellConfig) -> str:
+    return f"{config.augment}, mixup with alpha {config.mixup:g}" if config.mixup else config.augment
+
+
+def _epochs(config: CellConfig) -> str:
+    return str(config.epochs) if config.max_steps is None else f"{config.epochs}, to step {config.max_steps:,}"
 
 
 def _sgd_batch(config: CellConfig) -> str:

@@ -34,6 +34,8 @@ RESULT = (
 )
 #: Of fine-tuning. New columns stand at the end, where they move no other for who reads by position.
 FINE_TUNING = ("start", "pretraining", "keeps_weights", "half", "rotation")
+#: Of BiT's rule; the same.
+RULE = ("max_steps", "mixup", "stored_size")
 COLUMNS = (
     "study",
     "cell_id",
@@ -48,6 +50,7 @@ COLUMNS = (
     "peak_memory_bytes",
     *FINE_TUNING,
     "initial_error_percent",
+    *RULE,
 )
 
 
@@ -86,4 +89,5 @@ def _row(study: str, cell: CellRecord) -> list[object]:
         *((cost.seconds, cost.seconds_per_step, cost.peak_memory_bytes) if cost else (None, None, None)),
         *(getattr(config, name) for name in FINE_TUNING),
         result.initial_error_percent if result else None,
+        *(getattr(config, name) for name in RULE),
     ]

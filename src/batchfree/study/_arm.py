@@ -11,7 +11,7 @@ from batchfree.errors import StudyError
 from batchfree.groups import resolve_num_groups
 from batchfree.records import CellConfig
 from batchfree.study._bit_layers import has_bit_layers, require_batch_norm, with_own_layers
-from batchfree.study._data import ImageData
+from batchfree.study._data import ImageData, resized
 from batchfree.study._frozen_batch_norm import with_frozen_batch_norm
 from batchfree.study._ghost_batch_norm import with_norm_batch
 from batchfree.study._models import build_model, model_channels
@@ -109,16 +109,20 @@ class NetworkImages:
         self._channels = _channels(config, data)
         self._mean, self._deviation = (part.to(config.device) for part in data.channel_statistics())
         self._pixels = data.train_images
+        self._side = config.image_size if config.stored_size else None
         # Without augmentation every epoch takes the same images, so they are standardised once.
         self._training = self._standardised(self._pixels) if config.augment == "none" else None
         self._validation = self._standardised(data.validation_images)
         self._validation_labels = data.validation_labels.to(config.device)
 
     def training(self, chosen: Tensor | slice, pixels: Tensor | None = None) -> Tensor:
-        """The chosen training images, or `pixels` that were drawn from them."""
-        if pixels is None and self._training is not None:
+        """The chosen training images, whole, or `pixels` that were drawn from them."""
+        if pixels is not None:
+            return self._standardised(pixels)
+        if self._training is not None:
             return self._training[chosen]
-        return self._standardised(self._pixels[chosen] if pixels is None else pixels)
+        whole = self._pixels[chosen]
+        return self._standardised(whole if self._side is None else resized(whole, self._side))
 
     def validation(self) -> tuple[Tensor, Tensor]:
         """All validation images and their labels."""

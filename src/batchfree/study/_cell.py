@@ -193,7 +193,13 @@ def _load_trained(config: CellConfig, folder: Path) -> State | None:
 
 
 def _load_checked(config: CellConfig) -> ImageData:
-    data = load_data(config.data, data_dir=config.data_dir, image_size=config.image_size, split=config.split)
+    data = load_data(
+        config.data,
+        data_dir=config.data_dir,
+        image_size=config.image_size,
+        stored_size=config.stored_size,
+        split=config.split,
+    )
     data = data.take(config.train_images, config.validation_images, half=config.half).rotated(config.rotation)
     fingerprint = data.fingerprint()
     if fingerprint != config.data_fingerprint:

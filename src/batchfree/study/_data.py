@@ -17,10 +17,10 @@ from batchfree.records import Half
 from batchfree.study._cifar10 import read_cifar10
 from batchfree.study._download import SOURCES, cache_folder, fetch
 from batchfree.study._fashion_mnist import read_fashion_mnist
-from batchfree.study._image_folder import read_image_folder
-from batchfree.study._pets import read_pets
+from batchfree.study._image_folder import image_folder_size, read_image_folder
+from batchfree.study._pets import pets_size, read_pets
 
-__all__ = ["DATA_SETS", "ImageData", "load_data", "resolve_data"]
+__all__ = ["DATA_SETS", "ImageData", "data_size", "load_data", "resized", "resolve_data"]
 
 #: Names that `load_data` knows; everything else is a path.
 DATA_SETS = ("digits", "fashion-mnist", "cifar10", "pets")
@@ -148,6 +148,7 @@ def load_data(
     *,
     data_dir: str | None = None,
     image_size: int | None = None,
+    stored_size: int | None = None,
     split: str | None = None,
     download: bool = False,
 ) -> ImageData:
@@ -160,6 +161,9 @@ def load_data(
             "fashion-mnist", then `$XDG_CACHE_HOME/batchfree`.
         image_size: side in pixels that the images are brought to (bilinear, with antialiasing). Where `None`, 128 for
             "pets", 32 for a folder; the others keep their own.
+        stored_size: side in pixels that training images are brought to instead, from which `image_size` is cropped
+            later. Pictures of "pets" and folders, both parts, are then brought whole to their side; otherwise the
+            square in their middle is.
         split: "official" (where `None`) or "blog", for "pets" alone; see `read_pets`.
         download: fetch the published files to that place if their folder is not there.
 
@@ -176,14 +180,30 @@ def load_data(
         whose = "digits, which come with scikit-learn" if name == "digits" else f"the path {data}"
         raise DataError(f"{given} was given beside {whose}. They need no other place. Leave it out.")
     if name == "digits":
-        return _resized(_from_parts(_digits()), image_size)
+        return _brought_to(_from_parts(_digits()), image_size, stored_size)
     if name not in SOURCES:
-        return _from_parts(read_image_folder(Path(name), image_size or FOLDER_IMAGE_SIZE))
+        return _from_parts(read_image_folder(Path(name), image_size or FOLDER_IMAGE_SIZE, stored_size))
     folder = _published_folder(name, data_dir, download)
     if name == "pets":
-        return _from_parts(read_pets(folder, image_size or PETS_IMAGE_SIZE, split or "official"))
+        return _from_parts(read_pets(folder, image_size or PETS_IMAGE_SIZE, split or "official", stored_size))
     read = {"fashion-mnist": read_fashion_mnist, "cifar10": read_cifar10}[name]
-    return _resized(_from_parts(read(folder)), image_size)
+    return _brought_to(_from_parts(read(folder)), image_size, stored_size)
+
+
+def data_size(
+    data: str, *, data_dir: str | None = None, split: str | None = None, download: bool = False
+) -> tuple[int, int]:
+    """How many training images a data set has, and their area in pixels as published: of photos, the median.
+
+    Args, Raises: as `load_data`.
+    """
+    name = resolve_data(data)
+    if name == "pets":
+        return pets_size(_published_folder(name, data_dir, download), split or "official")
+    if name not in DATA_SETS:
+        return image_folder_size(Path(name))
+    images = load_data(data, data_dir=data_dir, split=split, download=download).train_images
+    return len(images), images.shape[2] * images.shape[3]
 
 
 def _published_folder(name: str, data_dir: str | None, download: bool) -> Path:
@@ -233,12 +253,20 @@ def _from_parts(parts: Parts) -> ImageData:
     return ImageData(train_images, train_labels, validation_images, validation_labels, classes)
 
 
-def _resized(data: ImageData, image_size: int | None) -> ImageData:
-    if image_size is None or data.train_images.shape[2:] == (image_size, image_size):
+def _brought_to(data: ImageData, image_size: int | None, stored_size: int | None) -> ImageData:
+    if image_size is None:
         return data
+    return replace(
+        data,
+        train_images=resized(data.train_images, stored_size or image_size),
+        validation_images=resized(data.validation_images, image_size),
+    )
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """The whole images (n, c, h, w) as squares of that side in pixels (bilinear, with antialiasing)."""
+    if images.shape[2:] == (side, side):
+        return images
     from torchvision.transforms.v2.functional import resize  # takes a second, and most studies do without
 
-    def fit(images: Tensor) -> Tensor:
-        return torch.cat([resize(part, [image_size, image_size], antialias=True) for part in _in_parts(images)])
-
-    return replace(data, train_images=fit(data.train_images), validation_images=fit(data.validation_images))
+    return torch.cat([resize(part, [side, side], antialias=True) for part in _in_parts(images)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from batchfree.errors import StudyError, unknown_name
 from batchfree.records import CellConfig, ReportSpec, StudyRecord
 from batchfree.study._data import ImageData
-from batchfree.study._overrides import override, override_pretraining
+from batchfree.study._overrides import laid_over, override, override_pretraining
+from batchfree.study._rule import by_rule
 from batchfree.study._schedules import check_steps
 from batchfree.study._settings import ArmSettings
 from batchfree.study._study_file import Overlay, StudyFile, Table, plain, read_study_file, refusal
@@ -37,14 +38,34 @@ class Study:
     axes: tuple[str, ...]
     settings: dict[str, str]
     report: ReportSpec
+    chosen: tuple[str, ...] = ()  # what rules chose once the data was known, in words
 
     @property
     def runs(self) -> tuple[ArmSettings, ...]:
         """Everything that is trained: the pre-training, where there is one, and the arms."""
         return self.arms if self.pretraining is None else (self.pretraining, *self.arms)
 
+    def decided(self, *, download: bool = False) -> Study:
+        """The study with what its rules give for the data; itself where there are none.
+
+        Raises:
+            StudyError: a setting that was given contradicts a rule.
+            DataError: a data set is missing, damaged or unusable.
+        """
+        measured: dict[tuple[object, ...], tuple[int, int]] = {}
+        decided, chosen = [], []
+        for arm in self.runs:
+            if arm.rule is not None:
+                if arm.source not in measured:
+                    measured[arm.source] = arm.measured(download=download)
+                arm, words = by_rule(arm, *measured[arm.source], self.name)
+                chosen.append(words)
+            decided.append(arm)
+        before = None if self.pretraining is None else decided.pop(0)
+        return replace(self, pretraining=before, arms=tuple(decided), chosen=tuple(dict.fromkeys(chosen)))
+
     def load(self, *, download: bool = False) -> Loaded:
-        """Every data set that a run needs, with its fingerprint.
+        """Every data set that a run needs, with its fingerprint; of a study whose rules are `decided`.
 
         Raises:
             DataError: a data set is missing, damaged or unusable.
@@ -130,7 +151,7 @@ def load_study(
     protocol = protocol or overlay.protocol or next(iter(file.protocols), None)
     rules = _chosen(where, "protocol", protocol, file.protocols) or Overlay()
     _check_overlays(where, file)
-    settings = {**file.settings, **rules.settings, **overlay.settings}
+    settings = laid_over([file.settings, rules.settings, overlay.settings], dict(overrides or {}))
     if "norm_batches_per_step" in settings and "sgd_batch" in (overrides or {}):
         raise StudyError(
             f"sgd_batch was given with protocol {protocol!r}, in which the SGD batch is "
@@ -203,6 +224,11 @@ def _expand(where: str, tables: Sequence[Table], settings: Table) -> tuple[ArmSe
     """Every combination of every table's lists, over `settings`."""
     arms: list[ArmSettings] = []
     for table in tables:
+        if "rule" in table:
+            raise StudyError(
+                f"{where}: rule = {plain(table['rule'])} was given to some arms. A rule is for all runs of a study. "
+                f"Name one, in [settings], a protocol, a preset or --set."
+            )
         axes = {key: value if isinstance(value, list) else [value] for key, value in table.items()}
         for key, values in axes.items():
             if not values or any(values.count(value) > 1 for value in values):
@@ -216,7 +242,7 @@ def _expand(where: str, tables: Sequence[Table], settings: Table) -> tuple[ArmSe
                 arm = ArmSettings.model_validate(given)
             except ValidationError as error:
                 raise refusal(where, error, tuple(ArmSettings.model_fields)) from None
-            if problems := arm.problems():
+            if arm.rule is None and (problems := arm.problems()):  # with a rule they are known once it is decided
                 raise StudyError(f"{where}: {'; '.join(problems)}.")
             arms.append(arm)
     if not arms:

@@ -45,6 +45,7 @@ class StudyEstimate:
 
     arms: tuple[ArmEstimate, ...]
     slots: int  # runs at the same time on this machine
+    chosen: tuple[str, ...]  # by rules, in words
 
     @property
     def runs(self) -> int:
@@ -69,6 +70,7 @@ def estimate_study(study: Study, out: Path, *, download: bool = False) -> StudyE
         StudyError, DataError, ConversionError: as `plan_study`.
     """
     check_names(study)
+    study = study.decided(download=download)
     sources = study.load(download=download)
     loaded = {fingerprint: data for data, fingerprint in sources.values()}
     plan = plan_loaded(study, sources)
@@ -86,7 +88,7 @@ def estimate_study(study: Study, out: Path, *, download: bool = False) -> StudyE
         note = f"skipped: {reason}" if reason else UNTIMED.get(first.start, "") if missing else ""
         arms.append(ArmEstimate(label or first.norm, len(cells), missing, seconds, note))
     threads = max(arm.threads * arm.workers for arm in study.runs)
-    return StudyEstimate(tuple(arms), LocalEngine(None, threads).slots or 1)
+    return StudyEstimate(tuple(arms), LocalEngine(None, threads).slots or 1, study.chosen)
 
 
 def _seconds_per_run(cell: CellConfig, data: ImageData) -> float:
@@ -124,5 +126,4 @@ def _seconds_per_run(cell: CellConfig, data: ImageData) -> float:
     evaluations = cell.epochs * len(validation)
     if cell.norm in ("bn", "bn+ws"):  # once more in the last epochs, with statistics computed anew
         evaluations += last_epochs(cell.epochs) * (len(validation) + min(RECOMPUTING_IMAGES, cell.train_images))
-    steps = cell.epochs * (cell.train_images // cell.sgd_batch)
-    return START_SECONDS + steps * per_step + evaluations * per_image
+    return START_SECONDS + cell.total_steps * per_step + evaluations * per_image

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import numpy.typing as npt
 
 from batchfree.errors import DataError
-from batchfree.images import IMAGE_SUFFIXES, read_image
+from batchfree.images import IMAGE_SUFFIXES, image_area, read_image
 
-__all__ = ["read_image_folder"]
+__all__ = ["image_folder_size", "read_image_folder"]
 
 VALIDATION_FOLDERS = ("val", "validation", "valid", "test")
 #: Without a validation folder, every fifth image of a class, by name, is one.
@@ -20,20 +21,41 @@ Files = list[tuple[Path, int]]
 
 
 def read_image_folder(
-    folder: Path, image_size: int
+    folder: Path, image_size: int, stored_size: int | None = None
 ) -> tuple[tuple[npt.NDArray[np.uint8], ...], tuple[npt.NDArray[np.int64], ...], tuple[str, ...]]:
     """((training, validation) images, (training, validation) labels, class names).
 
     Args:
         folder: `<class>/<image>`, or `train/<class>/<image>` with `val/`, `validation/`, `valid/` or `test/` beside it.
         image_size: shorter side after resizing, and side of the square cut from the middle, in pixels.
+        stored_size: the side of training images. Where it is given no square is cut: pictures of both parts are brought
+            whole to theirs.
 
     Returns:
-        Images as (n, 3, image_size, image_size) unsigned bytes.
+        Images as (n, 3, image_size, image_size) unsigned bytes; training images with stored_size where it is given.
 
     Raises:
         DataError: no such folder, fewer than two classes, a class without enough images, or an unreadable image.
     """
+    parts, classes = _parts(folder)
+    sides = (stored_size or image_size, image_size)
+    images = tuple(_read(files, side, stored_size is not None) for files, side in zip(parts, sides, strict=True))
+    labels = tuple(np.array([label for _, label in files], np.int64) for files in parts)
+    return images, labels, tuple(classes)
+
+
+def image_folder_size(folder: Path) -> tuple[int, int]:
+    """How many training images `read_image_folder` gives, and the median of their pictures' areas in pixels.
+
+    Raises:
+        DataError: as `read_image_folder`, for what the images' heads tell.
+    """
+    (training, _), _ = _parts(folder)
+    return len(training), int(median(image_area(path) for path, _ in training))
+
+
+def _parts(folder: Path) -> tuple[tuple[Files, Files], list[str]]:
+    """((training, validation) files, class names)."""
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder. A folder of class folders is needed. Check the path.")
     training = folder / "train"
@@ -51,13 +73,9 @@ def read_image_folder(
                 f"{training} and {validation} do not have the same class folders: {', '.join(odd)} are in one only. "
                 f"Both need the same classes. Add or remove these."
             )
-        parts = (_files(training, classes), _files(validation, classes))
-    else:
-        classes = _class_names(folder)
-        parts = _split(_files(folder, classes), classes)
-    images = tuple(_read(files, image_size) for files in parts)
-    labels = tuple(np.array([label for _, label in files], np.int64) for files in parts)
-    return images, labels, tuple(classes)
+        return (_files(training, classes), _files(validation, classes)), classes
+    classes = _class_names(folder)
+    return _split(_files(folder, classes), classes), classes
 
 
 def _class_names(folder: Path) -> list[str]:
@@ -100,8 +118,8 @@ def _split(files: Files, classes: list[str]) -> tuple[Files, Files]:
     return training, validation
 
 
-def _read(files: Files, image_size: int) -> npt.NDArray[np.uint8]:
+def _read(files: Files, image_size: int, whole: bool) -> npt.NDArray[np.uint8]:
     images = np.empty((len(files), 3, image_size, image_size), np.uint8)
     for index, (path, _) in enumerate(files):
-        images[index] = read_image(path, image_size)
+        images[index] = read_image(path, image_size, whole=whole)
     return images

@@ -6,13 +6,33 @@ from collections.abc import Sequence
 
 from batchfree.errors import StudyError, unknown_name
 from batchfree.records import BATCH_FREE_NORMS
+from batchfree.study._rule import RULED
 from batchfree.study._settings import ArmSettings
 from batchfree.study._study_file import Table, plain
 
-__all__ = ["override", "override_pretraining"]
+__all__ = ["laid_over", "override", "override_pretraining"]
 
 #: Keys of which an arm has one or the other.
 RIVALS = {"groups": "channels_per_group", "channels_per_group": "groups"}
+
+
+#: Keys that take the place of others that stand in a table below.
+REPLACED: dict[str, tuple[str, ...]] = {"rule": RULED, "max_steps": ("epochs",), "epochs": ("max_steps",)}
+
+
+def laid_over(layers: Sequence[Table], overrides: Table) -> Table:
+    """Each table's settings over those before it, as far as `overrides` leave them; these are not among them yet."""
+    if overrides.get("rule") == "default":
+        layers = [{key: value for key, value in layer.items() if key != "rule"} for layer in layers]
+    settings: Table = {}
+    for layer in layers:
+        settings = {**_not_replaced(settings, layer), **layer}
+    return _not_replaced(settings, overrides)
+
+
+def _not_replaced(settings: Table, above: Table) -> Table:
+    replaced = {other for key, value in above.items() if value != "default" for other in REPLACED.get(key, ())}
+    return {key: value for key, value in settings.items() if key not in replaced}
 
 
 def override(where: str, tables: Sequence[Table], settings: Table, overrides: Table) -> list[Table]:

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import numpy.typing as npt
 
 from batchfree.errors import DataError, unknown_name
-from batchfree.images import read_image
+from batchfree.images import image_area, read_image
 
-__all__ = ["PET_SPLITS", "read_pets"]
+__all__ = ["PET_SPLITS", "pets_size", "read_pets"]
 
 #: By class id: the published order, which is that of the alphabet without regard to case.
 BREEDS = (
@@ -38,7 +39,7 @@ Samples = dict[str, int]
 
 
 def read_pets(
-    folder: Path, image_size: int, split: str
+    folder: Path, image_size: int, split: str, stored_size: int | None = None
 ) -> tuple[tuple[npt.NDArray[np.uint8], ...], tuple[npt.NDArray[np.int64], ...], tuple[str, ...]]:
     """((training, validation) images, (training, validation) labels, class names).
 
@@ -49,14 +50,37 @@ def read_pets(
             list.txt in the order of the SHA-256 of their names without suffix; of n, the last n // 5 validate: 1469 of
             the published 7349. (The blog kept 1475 of its 7378 files back, in the order in which its file system
             lists a folder. No two machines share that order; one by a hash is like it in all but that.)
+        stored_size: the side of training images. Where it is given no square is cut: pictures of both parts are brought
+            whole to theirs.
 
     Returns:
-        Images as (n, 3, image_size, image_size) unsigned bytes. A JPEG whose end is damaged or missing is taken, its
-        missing part filled in by the decoder: the published set holds two.
+        Images as (n, 3, image_size, image_size) unsigned bytes; training images with stored_size where it is given. A
+        JPEG whose end is damaged or missing is taken, its missing part filled in by the decoder: the published set
+        holds two.
 
     Raises:
         DataError: no such split, an incomplete copy, a line that contradicts its file name, or an unreadable image.
     """
+    parts = _parts(folder, split)
+    sides = (stored_size or image_size, image_size)
+    whole = stored_size is not None
+    images = tuple(_read_images(folder, part, side, whole) for part, side in zip(parts, sides, strict=True))
+    labels = tuple(np.array(list(part.values()), np.int64) for part in parts)
+    return images, labels, tuple(name.replace("_", " ").title() for name in BREEDS)
+
+
+def pets_size(folder: Path, split: str) -> tuple[int, int]:
+    """How many training images `read_pets` gives, and the median of their photos' areas in pixels.
+
+    Raises:
+        DataError: as `read_pets`, for what the lists and the images' heads tell.
+    """
+    training, _ = _parts(folder, split)
+    return len(training), int(median(image_area(_file(folder, name)) for name in training))
+
+
+def _parts(folder: Path, split: str) -> tuple[Samples, Samples]:
+    """(training, validation)."""
     if split not in PET_SPLITS:
         raise DataError(unknown_name("split", split, PET_SPLITS))
     everything, training, validation = _read_lists(folder)
@@ -65,9 +89,7 @@ def read_pets(
         order = sorted(everything, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
         count = len(order) - len(order) // 5
         training, validation = ({name: everything[name] for name in part} for part in (order[:count], order[count:]))
-    images = tuple(_read_images(folder, part, image_size) for part in (training, validation))
-    labels = tuple(np.array(list(part.values()), np.int64) for part in (training, validation))
-    return images, labels, tuple(name.replace("_", " ").title() for name in BREEDS)
+    return training, validation
 
 
 def _read_lists(folder: Path) -> tuple[Samples, Samples, Samples]:
@@ -132,11 +154,15 @@ def _check_images(folder: Path, samples: Samples) -> None:
         )
 
 
-def _read_images(folder: Path, samples: Samples, image_size: int) -> npt.NDArray[np.uint8]:
+def _read_images(folder: Path, samples: Samples, image_size: int, whole: bool) -> npt.NDArray[np.uint8]:
     images = np.empty((len(samples), 3, image_size, image_size), np.uint8)
     for index, name in enumerate(samples):
-        images[index] = read_image(folder / "images" / f"{name}.jpg", image_size, mend_tail=True)
+        images[index] = read_image(_file(folder, name), image_size, whole=whole, mend_tail=True)
     return images
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / "images" / f"{name}.jpg"
 
 
 def _some(problems: list[str]) -> str:

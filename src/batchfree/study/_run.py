@@ -41,11 +41,12 @@ def plan_study(study: Study, *, download: bool = False) -> Plan:
         StudyError, DataError, ConversionError: a setting is refused, or no network at all can be built.
     """
     check_names(study)  # before the data, which takes longer
+    study = study.decided(download=download)
     return plan_loaded(study, study.load(download=download))
 
 
 def plan_loaded(study: Study, loaded: Loaded) -> Plan:
-    """`plan_study` with the data that `Study.load` gave."""
+    """`plan_study` with the data that `Study.load` gave, and rules that are decided."""
     cells = study.cells(loaded)
     by_fingerprint = {fingerprint: data for data, fingerprint in loaded.values()}
     skipped: dict[str, str] = {}

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeFloat, PositiveInt
 
-from batchfree.records import BATCH_FREE_NORMS, STARTS, CellConfig, Half, Norm, Start
-from batchfree.study._data import ImageData, load_data, resolve_data
+from batchfree.records import BATCH_FREE_NORMS, STARTS, CellConfig, Half, Norm, Start, crop_problem
+from batchfree.study._data import ImageData, data_size, load_data, resolve_data
 from batchfree.study._weights_file import weights_fingerprint
 
 __all__ = ["ArmSettings", "LearningRateScale"]
@@ -28,12 +28,16 @@ class ArmSettings(BaseModel):
     data_dir: str | None = Field(None, description="where the files of a named data set lie")
     split: str | None = Field(None, description='of pets: "official" (default) or "blog"')
     image_size: PositiveInt | None = Field(None, description="side in pixels; as the data set has it")
+    stored_size: PositiveInt | None = Field(None, description="side of training images before the crop; image_size")
     half: Half | None = Field(None, description="of the training images, first or second; both")
     rotation: FiniteFloat = Field(0.0, description="of every image, in degrees")
     train_images: PositiveInt | None = Field(None, description="a fixed random subset of so many; all")
     validation_images: PositiveInt | None = Field(None, description="the same of the validation images; all")
     augment: Literal["none", "crop-flip", "resized-crop", "blog"] = Field(
         "none", description="random changes to images"
+    )
+    mixup: Annotated[FiniteFloat, Field(ge=0, description="alpha; images of a step are blended in pairs; 0: none")] = (
+        0.0
     )
     model: str = Field("resnet8", description="a small network, torchvision:NAME or timm:NAME")
     weights: str | None = Field(None, description='"pretrained", or a .safetensors or .npz file; from scratch')
@@ -53,6 +57,8 @@ class ArmSettings(BaseModel):
     weight_decay: NonNegativeFloat = 1e-4
     schedule: Literal["cosine", "step", "constant", "bit"] = "cosine"
     epochs: PositiveInt = 15
+    max_steps: PositiveInt | None = Field(None, description="so many optimiser steps, instead of epochs")
+    rule: Literal["bit"] | None = Field(None, description="bit: what BiT's rule gives where no setting says otherwise")
     seeds: PositiveInt = Field(3, description="runs per arm, with seeds 0, 1, ...")
     threads: PositiveInt = Field(1, description="per run; they move the last bits")
     device: str = Field("cpu", description="cpu, or an accelerator as torch names it")
@@ -61,24 +67,42 @@ class ArmSettings(BaseModel):
     def source(self) -> tuple[object, ...]:
         """What decides the images; arms of the same source share them."""
         taken = self.half, self.rotation, self.train_images, self.validation_images
-        return self.data, self.data_dir, self.split, self.image_size, *taken
+        return self.data, self.data_dir, self.split, self.image_size, self.stored_size, *taken
 
     def load(self, *, download: bool = False) -> ImageData:
-        """The images.
+        """The images; no rule is left to decide.
 
         Raises:
             DataError: they are missing, damaged or unusable, or fewer than asked for.
         """
+        assert self.rule is None
         data = load_data(
-            self.data, data_dir=self.data_dir, image_size=self.image_size, split=self.split, download=download
+            self.data,
+            data_dir=self.data_dir,
+            image_size=self.image_size,
+            stored_size=self.stored_size,
+            split=self.split,
+            download=download,
         )
         return data.take(self.train_images, self.validation_images, half=self.half).rotated(self.rotation)
+
+    def measured(self, *, download: bool = False) -> tuple[int, int]:
+        """How many training images `load` gives, and the area in pixels that they have before they are resized.
+
+        Raises:
+            DataError: they are missing, damaged or unusable.
+        """
+        images, area = data_size(self.data, data_dir=self.data_dir, split=self.split, download=download)
+        if self.half is not None:
+            images = images // 2 if self.half == "first" else images - images // 2
+        return self.train_images or images, area
 
     def cells(
         self, study: str, protocol: str, data: ImageData, fingerprint: str, pretraining: Sequence[CellConfig] = ()
     ) -> list[CellConfig]:
         """One cell per seed; one that starts from a trained network names the cell of its seed in `pretraining`."""
-        norm_batch, sgd_batch = self._batches()
+        norm_batch, sgd_batch = self.batches
+        per_epoch = len(data.train_images) // sgd_batch or 1
         fingerprint_of_weights = weights_fingerprint(self.weights)
         is_grouped = self.norm in ("gn", "gn+ws")
         follows_norm_batch = self.norm_batches_per_step is not None or self.learning_rate_scale == "norm_batch"
@@ -103,8 +127,10 @@ class ArmSettings(BaseModel):
                 momentum=self.momentum,
                 weight_decay=self.weight_decay,
                 schedule=self.schedule,
-                epochs=self.epochs,
+                epochs=self.epochs if self.max_steps is None else -(-self.max_steps // per_epoch),
+                max_steps=self.max_steps,
                 augment=self.augment,
+                mixup=self.mixup,
                 data=resolve_data(self.data),
                 data_fingerprint=fingerprint,
                 data_dir=None if self.data_dir is None else str(Path(self.data_dir).resolve()),
@@ -114,6 +140,7 @@ class ArmSettings(BaseModel):
                 train_images=len(data.train_images),
                 validation_images=len(data.validation_images),
                 image_size=self.image_size,
+                stored_size=self.stored_size,
                 seed=seed,
                 threads=self.threads,
                 device=self.device,
@@ -143,7 +170,14 @@ class ArmSettings(BaseModel):
             found.append(
                 "norm_batches_per_step was given without norm_batch, which it multiplies. Give both, or sgd_batch alone"
             )
-        norm_batch, sgd_batch = self._batches()
+        if self.max_steps is not None and "epochs" in self.model_fields_set:
+            found.append(
+                f"epochs = {self.epochs} and max_steps = {self.max_steps} were given. One of them says how long a run "
+                f"is. Leave one out"
+            )
+        if problem := crop_problem(self.stored_size, self.image_size, self.augment):
+            found.append(problem)
+        norm_batch, sgd_batch = self.batches
         per_worker, rest = divmod(sgd_batch, self.workers)
         if rest:
             fits = _divisors(sgd_batch)
@@ -159,7 +193,8 @@ class ArmSettings(BaseModel):
             )
         return found
 
-    def _batches(self) -> tuple[int, int]:
+    @property
+    def batches(self) -> tuple[int, int]:
         """(norm batch, SGD batch)."""
         if self.norm_batches_per_step is not None:
             norm_batch = self.norm_batch or 1

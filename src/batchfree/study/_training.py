@@ -21,6 +21,7 @@ from batchfree.study._augment import augment
 from batchfree.study._checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from batchfree.study._data import ImageData
 from batchfree.study._evaluation import RECOMPUTING_IMAGES, evaluate, has_batch_norm, recomputed_statistics
+from batchfree.study._mixup import draw_mixup
 from batchfree.study._schedules import learning_rate_at
 from batchfree.study._workers import Workers
 
@@ -61,7 +62,6 @@ class Training:
         self.images = NetworkImages(config, data)
         self.network = network.to(config.device)
         self.optimizer = _optimizer(config, self.network)
-        self.steps_per_epoch = len(data.train_images) // config.sgd_batch  # the ragged last batch is left out
         self.state = self._restore()
         workers.share_statistics(self.network)
         self.resumed_seconds = self.state.seconds
@@ -94,7 +94,7 @@ class Training:
         """Trains what is left of the current epoch; `False` when asked to stop."""
         self.network.train()
         order = image_order(self.config.seed, self.state.epoch, len(self.data.train_images))
-        while self.state.step < self.steps_per_epoch:
+        while self.state.step < self._steps_of_epoch():
             began = time.perf_counter()
             start = self.state.step * self.config.sgd_batch
             self._step(order[start : start + self.config.sgd_batch])
@@ -108,14 +108,10 @@ class Training:
 
     def _step(self, chosen: Tensor) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(
-                self.config, self.state.total_steps, self.steps_per_epoch * self.config.epochs
-            )
+            group["lr"] = learning_rate_at(self.config, self.state.total_steps, self.config.total_steps)
         self._seed_step()
         self.optimizer.zero_grad(set_to_none=True)
-        mine = self.workers.share(chosen)
-        images = self.images.training(mine, self._augmented(mine))
-        loss = F.cross_entropy(self.network(images), self.data.train_labels[mine].to(self.config.device))
+        loss = self._mixed_loss(chosen) if self.config.mixup else self._loss(self.workers.share(chosen))
         mean_loss = self.workers.mean(loss.item())
         if not math.isfinite(mean_loss):
             raise _DivergedError(
@@ -127,6 +123,33 @@ class Training:
         self.state.loss_sum += mean_loss
         self.state.step += 1
         self.state.total_steps += 1
+
+    def _steps_of_epoch(self) -> int:
+        """Of the current one: the last may end early."""
+        whole = self.config.steps_per_epoch
+        return min(whole, self.config.total_steps - self.state.epoch * whole)
+
+    def _loss(self, mine: Tensor) -> Tensor:
+        """The mean over this worker's images."""
+        return F.cross_entropy(self.network(self._images(mine)), self._labels(mine))
+
+    def _mixed_loss(self, chosen: Tensor) -> Tensor:
+        """The same where the step's images are blended with each other, whichever worker has them."""
+        mixup = draw_mixup(
+            self.config.mixup, len(chosen), seed=self.config.seed, epoch=self.state.epoch, step=self.state.step
+        )
+        mine, partners = (self.workers.share(part) for part in (chosen, chosen[mixup.partners]))
+        needed, places = torch.unique(torch.cat([mine, partners]), return_inverse=True)  # many are both
+        images = self._images(needed)
+        own, others = places.to(images.device).chunk(2)
+        scores = self.network(mixup.images(images[own], images[others]))
+        return mixup.loss(scores, self._labels(mine), self._labels(partners))
+
+    def _images(self, chosen: Tensor) -> Tensor:
+        return self.images.training(chosen, self._augmented(chosen))
+
+    def _labels(self, chosen: Tensor) -> Tensor:
+        return self.data.train_labels[chosen].to(self.config.device)
 
     def _seed_step(self) -> None:
         """Dropout and its like draw the same at this step, wherever the run was stopped before; workers draw apart."""
@@ -161,7 +184,7 @@ class Training:
                 recomputed = evaluate(self.network, validation, labels).error_percent
         line = EpochMetrics(
             epoch=self.state.epoch + 1,
-            train_loss=self.state.loss_sum / self.steps_per_epoch,
+            train_loss=self.state.loss_sum / self.state.step,
             validation_loss=scores.loss,
             error_percent=scores.error_percent,
             recomputed_error_percent=recomputed,

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from batchfree.torch import GroupNorm, WSConv2d
-from benchmarks.allocator import keep_freed_memory
 from benchmarks.timing import interleaved
 
 LAYERS = [3, 4, 6, 3]
@@ -87,9 +86,8 @@ def main() -> int:
     if not is_right():
         print("The gate is red: our network's loss or gradients are not torch's.", file=sys.stderr)
         return 1
-    keeps = keep_freed_memory()
     rows = [
-        {"keeps_freed_memory": keeps} | _row(batch, layout, given.seconds)
+        _row(batch, layout, given.seconds)
         for layout in (torch.contiguous_format, torch.channels_last)
         for batch in given.batch
     ]

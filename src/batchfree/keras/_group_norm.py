@@ -11,6 +11,7 @@ pivot the input would be read once more. d itself is exact where x and p are nea
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -25,8 +26,10 @@ __all__ = ["group_norm"]
 
 #: The pivot is the mean of one position in so many.
 POSITIONS_PER_PIVOT_SAMPLE = 32
-#: Neighbouring channels of a group that JAX reduces together with the positions.
-LONG_RUN = 32
+#: From so many neighbouring channels per group on, JAX reduces them together with the positions,
+LONG_RUN = 64
+#: up to so many values: XLA adds these up one after the other, and the rounding of a long sum shows in the output.
+SHORT_SUM = 4096
 
 
 class _Split(NamedTuple):
@@ -96,7 +99,7 @@ def _normalize(split: _Split, x: Any, gamma: Any, beta: Any, mask: Any) -> Any:
         mask, _ = _merge_positions(mask, split.channels._replace(size=1))
     positions = tuple(dim for dim in range(1, len(x.shape)) if dim != channel_dim)
     grouped = (1, split.groups, split.channels.size // split.groups)
-    in_one = mask is None and _reduces_in_one(split.channels, grouped[2], len(x.shape))
+    in_one = mask is None and _reduces_in_one(x.shape[1:], channel_dim, grouped[2])
     if in_one:
         x = ops.reshape(x, (*ops.shape(x)[:-1], *grouped[1:]))
     between = [1] * (channel_dim - 1)
@@ -126,6 +129,8 @@ def _normalize(split: _Split, x: Any, gamma: Any, beta: Any, mask: Any) -> Any:
 
     pivot = of_groups(x) / share if mask is not None else of_groups(_first_positions(x, positions))
     centred = x - wide(ops.stop_gradient(pivot))
+    if in_one:
+        centred = _computed_once(centred)
     mean = of_groups(centred) / share
     variance = ops.maximum(of_groups(ops.square(centred)) / share - ops.square(mean), 0)
 
@@ -134,13 +139,33 @@ def _normalize(split: _Split, x: Any, gamma: Any, beta: Any, mask: Any) -> Any:
     return ops.reshape(centred * wide(scale) + wide(shift), sizes)
 
 
-def _reduces_in_one(channels: Channels, channels_per_group: int, rank: int) -> bool:
+def _reduces_in_one(sizes: Sequence[Any], channel_dim: int, channels_per_group: int) -> bool:
     """Whether positions and a group's channels are reduced at once, not one after the other.
 
-    JAX's XLA is faster at that over a long run of neighbours, (8, 14, 14, 1024) with 32 channels per group, and several
-    times slower over a short one, (8, 56, 56, 64) with 2: see `benchmarks.keras_group_norm`, which times both shapes.
+    JAX's XLA is faster at that over a long run of neighbours, (1, 7, 7, 2048) with 64 channels per group, and slower
+    over a shorter one: by a third on (8, 14, 14, 1024) with 32, several times on (8, 56, 56, 64) with 2. See
+    `benchmarks.keras_group_norm`, which times these shapes. It is less exact: over 56 x 56 positions of 64 channels the
+    output may be off by 2e-4, where two stages keep it within 5e-6.
     """
-    return keras.backend.backend() == "jax" and channels.last == rank - 1 and channels_per_group >= LONG_RUN
+    if keras.backend.backend() != "jax" or channel_dim != len(sizes) or channels_per_group < LONG_RUN:
+        return False
+    positions = sizes[:-1]
+    return all(isinstance(size, int) for size in positions) and math.prod(positions) * channels_per_group <= SHORT_SUM
+
+
+def _computed_once(centred: Any) -> Any:
+    """`centred`, of which JAX's XLA for CPUs would compute the last use anew from x.
+
+    Reading it a third time costs less: the output may then lie where it lay, by a tenth of (4, 7, 7, 2048). GPUs gain
+    more by never writing it.
+    """
+    import jax
+
+    if jax.default_backend() != "cpu":
+        return centred
+    kept = jax.custom_jvp(jax.lax.optimization_barrier)  # the rule for it is younger than the function
+    kept.defjvps(lambda tangent, *_: tangent)
+    return kept(centred)
 
 
 def _grouped_parameter(values: Any, grouped: tuple[int, ...], dtype: str, default: Callable[..., Any]) -> Any:
@@ -167,12 +192,20 @@ def _as_one(sizes: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _first_positions(x: Any, positions: tuple[int, ...]) -> Any:
-    """At least one position in so many, as one piece of each sample: a strided slice costs TensorFlow more."""
-    if not positions:
-        return x
-    dim = positions[0]
-    taken = -(-ops.shape(x)[dim] // POSITIONS_PER_PIVOT_SAMPLE)
-    return x[(slice(None),) * dim + (slice(0, taken),)]
+    """At least one position in so many, as one piece of each sample: a strided slice costs TensorFlow more.
+
+    Of (N, 7, 7, C) that is (N, 1, 2, C). Sizes that are not known before the call are cut in the first dimension only.
+    """
+    cuts: list[Any] = [slice(None)] * len(x.shape)
+    left = POSITIONS_PER_PIVOT_SAMPLE
+    for dim in positions:
+        size = ops.shape(x)[dim]
+        taken = -(-size // left)
+        cuts[dim] = slice(0, taken)
+        if not isinstance(size, int) or size == 0:
+            break
+        left = left * taken // size
+    return x[tuple(cuts)]
 
 
 def _full_mask(mask: Any, x: Any, channels: Channels) -> Any:

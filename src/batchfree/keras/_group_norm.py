@@ -129,8 +129,6 @@ def _normalize(split: _Split, x: Any, gamma: Any, beta: Any, mask: Any) -> Any:
 
     pivot = of_groups(x) / share if mask is not None else of_groups(_first_positions(x, positions))
     centred = x - wide(ops.stop_gradient(pivot))
-    if in_one:
-        centred = _computed_once(centred)
     mean = of_groups(centred) / share
     variance = ops.maximum(of_groups(ops.square(centred)) / share - ops.square(mean), 0)
 
@@ -151,21 +149,6 @@ def _reduces_in_one(sizes: Sequence[Any], channel_dim: int, channels_per_group: 
         return False
     positions = sizes[:-1]
     return all(isinstance(size, int) for size in positions) and math.prod(positions) * channels_per_group <= SHORT_SUM
-
-
-def _computed_once(centred: Any) -> Any:
-    """`centred`, of which JAX's XLA for CPUs would compute the last use anew from x.
-
-    Reading it a third time costs less: the output may then lie where it lay, by a tenth of (4, 7, 7, 2048). GPUs gain
-    more by never writing it.
-    """
-    import jax
-
-    if jax.default_backend() != "cpu":
-        return centred
-    kept = jax.custom_jvp(jax.lax.optimization_barrier)  # the rule for it is younger than the function
-    kept.defjvps(lambda tangent, *_: tangent)
-    return kept(centred)
 
 
 def _grouped_parameter(values: Any, grouped: tuple[int, ...], dtype: str, default: Callable[..., Any]) -> Any:
@@ -192,20 +175,12 @@ def _as_one(sizes: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _first_positions(x: Any, positions: tuple[int, ...]) -> Any:
-    """At least one position in so many, as one piece of each sample: a strided slice costs TensorFlow more.
-
-    Of (N, 7, 7, C) that is (N, 1, 2, C). Sizes that are not known before the call are cut in the first dimension only.
-    """
-    cuts: list[Any] = [slice(None)] * len(x.shape)
-    left = POSITIONS_PER_PIVOT_SAMPLE
-    for dim in positions:
-        size = ops.shape(x)[dim]
-        taken = -(-size // left)
-        cuts[dim] = slice(0, taken)
-        if not isinstance(size, int) or size == 0:
-            break
-        left = left * taken // size
-    return x[tuple(cuts)]
+    """At least one position in so many, as one piece of each sample: a strided slice costs TensorFlow more."""
+    if not positions:
+        return x
+    dim = positions[0]
+    taken = -(-ops.shape(x)[dim] // POSITIONS_PER_PIVOT_SAMPLE)
+    return x[(slice(None),) * dim + (slice(0, taken),)]
 
 
 def _full_mask(mask: Any, x: Any, channels: Channels) -> Any:

@@ -11,6 +11,7 @@ pivot the input would be read once more. d itself is exact where x and p are nea
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -25,8 +26,10 @@ __all__ = ["group_norm"]
 
 #: The pivot is the mean of one position in so many.
 POSITIONS_PER_PIVOT_SAMPLE = 32
-#: Neighbouring channels of a group that JAX reduces together with the positions.
-LONG_RUN = 32
+#: From so many neighbouring channels per group on, JAX reduces them together with the positions,
+LONG_RUN = 64
+#: up to so many values: XLA adds these up one after the other, and the rounding of a long sum shows in the output.
+SHORT_SUM = 4096
 
 
 class _Split(NamedTuple):
@@ -96,7 +99,7 @@ def _normalize(split: _Split, x: Any, gamma: Any, beta: Any, mask: Any) -> Any:
         mask, _ = _merge_positions(mask, split.channels._replace(size=1))
     positions = tuple(dim for dim in range(1, len(x.shape)) if dim != channel_dim)
     grouped = (1, split.groups, split.channels.size // split.groups)
-    in_one = mask is None and _reduces_in_one(split.channels, grouped[2], len(x.shape))
+    in_one = mask is None and _reduces_in_one(x.shape[1:], channel_dim, grouped[2])
     if in_one:
         x = ops.reshape(x, (*ops.shape(x)[:-1], *grouped[1:]))
     between = [1] * (channel_dim - 1)
@@ -134,13 +137,18 @@ def _normalize(split: _Split, x: Any, gamma: Any, beta: Any, mask: Any) -> Any:
     return ops.reshape(centred * wide(scale) + wide(shift), sizes)
 
 
-def _reduces_in_one(channels: Channels, channels_per_group: int, rank: int) -> bool:
+def _reduces_in_one(sizes: Sequence[Any], channel_dim: int, channels_per_group: int) -> bool:
     """Whether positions and a group's channels are reduced at once, not one after the other.
 
-    JAX's XLA is faster at that over a long run of neighbours, (8, 14, 14, 1024) with 32 channels per group, and several
-    times slower over a short one, (8, 56, 56, 64) with 2: see `benchmarks.keras_group_norm`, which times both shapes.
+    JAX's XLA is faster at that over a long run of neighbours, (1, 7, 7, 2048) with 64 channels per group, and slower
+    over a shorter one: by a third on (8, 14, 14, 1024) with 32, several times on (8, 56, 56, 64) with 2. See
+    `benchmarks.keras_group_norm`, which times these shapes. It is less exact: over 56 x 56 positions of 64 channels the
+    output may be off by 2e-4, where two stages keep it within 5e-6.
     """
-    return keras.backend.backend() == "jax" and channels.last == rank - 1 and channels_per_group >= LONG_RUN
+    if keras.backend.backend() != "jax" or channel_dim != len(sizes) or channels_per_group < LONG_RUN:
+        return False
+    positions = sizes[:-1]
+    return all(isinstance(size, int) for size in positions) and math.prod(positions) * channels_per_group <= SHORT_SUM
 
 
 def _grouped_parameter(values: Any, grouped: tuple[int, ...], dtype: str, default: Callable[..., Any]) -> Any:

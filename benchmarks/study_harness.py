@@ -14,8 +14,9 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,11 @@ from batchfree.study._arm import NetworkImages, build_network
 from batchfree.study._data import ImageData
 from batchfree.study._training import image_order
 
-PAIRS = 7
+PAIRS = 10
+EPOCHS = 30
+
+#: (training loss, validation loss) of each epoch.
+Losses: TypeAlias = "list[tuple[float | None, float | None]]"
 
 
 def main() -> int:
@@ -59,31 +64,39 @@ def _study(**overrides: Any) -> Study:
 
 def _overhead() -> dict[str, float] | None:
     """Seconds per step through the harness over seconds per step of the bare loop: median and quartiles."""
-    study = _study()
+    study = _study(epochs=EPOCHS)
     loaded = study.load()
     (cell,) = study.cells(loaded)
     ((data, _),) = loaded.values()
     ratios = []
-    for _ in range(PAIRS + 1):  # the first pair warms up
-        with tempfile.TemporaryDirectory() as folder:
-            began = time.perf_counter()
-            run_cell(cell, Path(folder))
-            record = read_cell(Path(folder))
-            assert record.cost is not None
-            through_harness = record.cost.seconds / record.cost.steps
-            logged = [(epoch.train_loss, epoch.validation_loss) for epoch in record.metrics]
-        bare, losses = _bare_loop(cell, data)
-        if losses != logged:
+    for pair in range(PAIRS + 1):  # the first warms up
+        runs = [partial(_harness, cell), partial(_bare_loop, cell, data)]
+        if pair % 2:  # what slows down or speeds up meanwhile falls on both alike
+            (bare, expected), (through_harness, losses) = runs[1](), runs[0]()
+        else:
+            (through_harness, losses), (bare, expected) = runs[0](), runs[1]()
+        if losses != expected:
             return None
         ratios.append(through_harness / bare)
-        print(f"{time.perf_counter() - began:.0f} s", end=" ", flush=True, file=sys.stderr)
+        print(".", end="", flush=True, file=sys.stderr)
     low, middle, high = statistics.quantiles(ratios[1:], n=4)
     return {"median": middle, "lower_quartile": low, "upper_quartile": high, "pairs": PAIRS}
 
 
-def _bare_loop(cell: CellConfig, data: ImageData) -> tuple[float, list[tuple[float, float]]]:
-    """Seconds per step, validation included, and (training loss, validation loss) of each epoch."""
+def _harness(cell: CellConfig) -> tuple[float, Losses]:
+    """Seconds per step, start and validation included, and the losses of each epoch."""
+    with tempfile.TemporaryDirectory() as folder:
+        run_cell(cell, Path(folder))
+        record = read_cell(Path(folder))
+    assert record.cost is not None
+    losses = [(epoch.train_loss, epoch.validation_loss) for epoch in record.metrics]
+    return record.cost.seconds / record.cost.steps, losses
+
+
+def _bare_loop(cell: CellConfig, data: ImageData) -> tuple[float, Losses]:
+    """The same."""
     torch.use_deterministic_algorithms(True)
+    began = time.perf_counter()
     network = build_network(cell, data)
     images = NetworkImages(cell, data)
     validation, labels = images.validation()
@@ -92,7 +105,6 @@ def _bare_loop(cell: CellConfig, data: ImageData) -> tuple[float, list[tuple[flo
     )
     steps = len(data.train_images) // cell.sgd_batch
     losses = []
-    began = time.perf_counter()
     for epoch in range(cell.epochs):
         network.train()
         order = image_order(cell.seed, epoch, len(data.train_images))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -70,20 +71,75 @@ def test_its_gradient_reaches_every_layer_before_a_norm() -> None:
     with maps.recording():
         original(batch)
         converted(batch)
-    maps.distance().backward()
+        error = maps.distance()
+    error.backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in converted.parameters())
     assert all(parameter.grad is None for parameter in original.parameters())
 
 
-def test_norms_that_meet_maps_of_other_shapes_are_left_out_and_hooks_are_gone_after() -> None:
+def test_norms_that_meet_maps_of_other_shapes_are_left_out() -> None:
     original: Any = trained_like(Residual())
     converted = convert(original, num_groups=2)
     maps = NormMaps(norm_pairs(original, converted))
     with torch.no_grad(), maps.recording():
         original(images(6, 4, 9, 8, dtype=torch.float32))
         converted(images(5, 4, 9, 8, dtype=torch.float32))
-    assert maps.distance() == 0
+        assert maps.distance() == 0
+
+
+def test_whatever_happens_no_hook_and_no_map_stays() -> None:
+    original: Any = trained_like(Residual())
+    converted = convert(original, num_groups=2)
+    maps = NormMaps(norm_pairs(original, converted))
+    batch = images(6, 4, 9, 8, dtype=torch.float32)
+    kept: list[Any] = []
+    handle = original.norm1.register_forward_pre_hook(lambda norm, inputs: kept.append(weakref.ref(inputs[0])))
+
+    def interrupted() -> None:
+        with torch.no_grad(), maps.recording():
+            original(batch)
+            assert kept[0]() is not None
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    handle.remove()
+    assert kept[0]() is None
     assert not any(module._forward_pre_hooks for network in (original, converted) for module in network.modules())
+
+
+def test_without_running_statistics_the_batchs_are_the_old_norms() -> None:
+    original: Any = Residual().eval()
+    original.norm1 = nn.BatchNorm2d(16, track_running_stats=False)
+    batch = images(6, 4, 9, 8, dtype=torch.float32)
+    converted = convert(original, num_groups=2)
+    wanted, given = outputs_of_norms(original, batch), outputs_of_norms(converted, batch)
+    errors = [relative_error(wanted[name], given[name]) for name in ("norm1", "norm2")]
+    assert distance(original, converted, batch) == pytest.approx(sum(errors) / 2, rel=1e-4)
+
+
+def test_every_call_of_a_shared_norm_counts_and_bfloat16_is_compared_in_float32() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(F.relu(self.norm(x)) * 3)  # type: ignore[no-any-return]
+
+    original: Any = trained_like(Twice())
+    converted = convert(original, num_groups=2)
+    batch = images(6, 16, 9, 8, dtype=torch.float32)
+    with torch.no_grad():
+        first = [network.norm(batch).double() for network in (original, converted)]
+        second = [
+            network.norm(F.relu(made.float()) * 3).double()
+            for network, made in zip((original, converted), first, strict=True)
+        ]
+    expected = (relative_error(*first) + relative_error(*second)) / 2
+    assert distance(original, converted, batch) == pytest.approx(expected, rel=1e-4)
+    halves = original.bfloat16(), converted.bfloat16()
+    assert distance(*halves, batch.bfloat16()) == pytest.approx(expected, rel=0.02)
 
 
 def test_calibration_brings_the_maps_nearer() -> None:

@@ -132,9 +132,7 @@ def _observe(pair: NormPair, x: Tensor, y: Tensor) -> Observation:
                 f"the images give NaN or infinity in the {which} before the norm {pair.name!r}. Every value must be "
                 f"finite. Pass images prepared as for training, and a network whose weights are finite."
             )
-    batch_mean = old.mean.mean(0)
-    batch_variance = (old.variance + (old.mean - batch_mean).square()).mean(0)
-    scale, shift = pair.scale_and_shift(batch_mean, batch_variance)
+    scale, shift = pair.scale_and_shift(*old.over_samples())
     if not (scale.isfinite().all() and shift.isfinite().all()):
         raise ArgumentError(
             f"the original's norm {pair.name!r} holds NaN or infinity. Its weight, bias and running statistics must be "

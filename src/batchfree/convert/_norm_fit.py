@@ -47,6 +47,11 @@ class MapMoments:
     mean: Tensor  # (N, C), over space
     variance: Tensor  # (N, C)
 
+    def over_samples(self) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance (C,) of the whole batch."""
+        mean = self.mean.mean(0)
+        return mean, (self.variance + (self.mean - mean).square()).mean(0)
+
 
 @dataclass(frozen=True)
 class Observation:

@@ -37,6 +37,11 @@ class NormPair:
         weight = self.old.weight.detach().double().cpu()
         return torch.where(weight < 0, -1.0, 1.0)
 
+    @property
+    def has_running_statistics(self) -> bool:
+        """Whether the old norm has both; else it uses the batch's in evaluation too."""
+        return self.old.running_mean is not None and self.old.running_var is not None
+
     def scale_and_shift(self, batch_mean: Tensor, batch_variance: Tensor) -> tuple[Tensor, Tensor]:
         """The old norm in evaluation mode, without its activation, is `scale * x + shift` per channel.
 

@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -32,7 +33,7 @@ PAIRS = 10
 EPOCHS = 30
 
 #: (training loss, validation loss) of each epoch.
-Losses: TypeAlias = "list[tuple[float | None, float | None]]"
+Losses: TypeAlias = "Sequence[tuple[float | None, float]]"
 
 
 def main() -> int:

@@ -125,16 +125,16 @@ def test_every_call_of_a_shared_norm_counts_and_bfloat16_is_compared_in_float32(
             self.norm = nn.BatchNorm2d(16)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.norm(F.relu(self.norm(x)) * 3)  # type: ignore[no-any-return]
+            return self.norm(F.relu(self.norm(x)) * 3)
 
     original: Any = trained_like(Twice())
-    converted = convert(original, num_groups=2)
+    converted: Any = convert(original, num_groups=2)
     batch = images(6, 16, 9, 8, dtype=torch.float32)
     with torch.no_grad():
-        first = [network.norm(batch).double() for network in (original, converted)]
+        networks = (original, converted)
+        first = [network.norm(batch).double() for network in networks]
         second = [
-            network.norm(F.relu(made.float()) * 3).double()
-            for network, made in zip((original, converted), first, strict=True)
+            network.norm(F.relu(made.float()) * 3).double() for network, made in zip(networks, first, strict=True)
         ]
     expected = (relative_error(*first) + relative_error(*second)) / 2
     assert distance(original, converted, batch) == pytest.approx(expected, rel=1e-4)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeFloat, PositiveInt
 
 from batchfree.errors import StudyError
-from batchfree.records import BATCH_FREE_NORMS, STARTS, CellConfig, Half, Norm, Start, crop_problem
+from batchfree.records import BATCH_FREE_NORMS, STARTS, CellConfig, Half, Norm, Start
 from batchfree.study._data import ImageData, data_size, load_data, resolve_data
 from batchfree.study._study_file import plain
 from batchfree.study._weights_file import weights_fingerprint
@@ -184,7 +184,7 @@ class ArmSettings(BaseModel):
                 f"epochs = {self.epochs} and max_steps = {self.max_steps} were given. One of them says how long a run "
                 f"is. Leave one out"
             )
-        if problem := crop_problem(self.stored_size, self.image_size, self.augment):
+        if problem := CellConfig.crop_problem(self.stored_size, self.image_size, self.augment):
             found.append(problem)
         norm_batch, sgd_batch = self.batches
         per_worker, rest = divmod(sgd_batch, self.workers)

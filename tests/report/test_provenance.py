@@ -41,10 +41,17 @@ def test_an_axis_lists_its_values(tmp_path: Path) -> None:
 
 def test_crop_mixup_and_steps_are_said(tmp_path: Path) -> None:
     fields: dict[str, Any] = {"stored_size": 160, "image_size": 128, "augment": "crop-flip", "mixup": 0.1}
-    terms = Page(build_report(SampleStudy().add("gn", None, {0: 1.0}, **fields, max_steps=90).write(tmp_path))).terms
+    terms = Page(build_report(SampleStudy().add("gn", None, {0: 1.0}, **fields).write(tmp_path))).terms
     assert terms["Image side"] == "128 pixels, of 160 before the crop in training"
     assert terms["Augmentation"] == "crop-flip, mixup with alpha 0.1"
-    assert terms["Epochs"] == "3, to step 90"
+
+
+def test_steps_that_end_the_last_epoch_are_said_wherever_a_length_is(tmp_path: Path) -> None:
+    study = SampleStudy().add("bn", 32, {0: 5.0}, keeps_weights=True, max_steps=80)
+    page = Page(build_report(study.add("gn", None, {0: 1.0}, max_steps=90).write(tmp_path)))
+    assert page.terms["Epochs"] == "3 epochs, to step 90"
+    assert "norm batch 32, 3 epochs, to step 80, learning rate" in page.terms["Pre-training"]
+    assert "1,078 training images, 3 epochs, to step 90" in page.text
 
 
 def test_runs_from_two_machines_are_told(tmp_path: Path) -> None:

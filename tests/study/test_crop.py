@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from batchfree.errors import DataError
 from batchfree.records import CellConfig
 from batchfree.study import run_cell
 from batchfree.study._arm import NetworkImages, build_network
@@ -89,6 +90,18 @@ def test_data_is_held_at_both_sides() -> None:
     assert torch.equal(data.validation_images, resize(native.validation_images, [12, 12], antialias=True))
 
 
+@pytest.mark.parametrize(("image_size", "stored_size"), [(None, 15), (12, 0), (12, -1), (12, 12), (12, 8)])
+@pytest.mark.parametrize("data", ["digits", "folder"])
+def test_a_stored_size_that_nothing_is_cropped_from_is_refused(
+    image_size: int | None, stored_size: int, data: str, image_folder: Path
+) -> None:
+    where = data if data == "digits" else str(image_folder)
+    with pytest.raises(
+        DataError, match=f"stored size of {stored_size} was given with an image size of {image_size}.*Pass an"
+    ):
+        load_data(where, image_size=image_size, stored_size=stored_size)
+
+
 def test_pictures_are_brought_whole_to_both_sides(image_folder: Path) -> None:
     data = load_data(str(image_folder), image_size=12, stored_size=15)
     assert (data.train_images.shape, data.validation_images.shape) == ((16, 3, 15, 15), (4, 3, 12, 12))
@@ -98,7 +111,7 @@ def test_pictures_are_brought_whole_to_both_sides(image_folder: Path) -> None:
         assert (images[0].permute(1, 2, 0).numpy() == np.asarray(expected)).all()
 
 
-@pytest.mark.parametrize("steps", [2, 7])
+@pytest.mark.parametrize("steps", [2, 7, 12])  # 12: the last of all, before the short epoch is validated
 def test_a_run_with_crop_and_mixup_goes_on_to_the_same_bytes(tmp_path: Path, steps: int) -> None:
     sizes = {"stored_size": 10, "image_size": 8, "augment": "crop-flip"}
     # five steps an epoch; the third ends after two

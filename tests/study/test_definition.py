@@ -233,6 +233,45 @@ def test_a_setting_of_the_pre_training_can_be_taken_away() -> None:
             assert getattr(before, key) == expected
 
 
+@pytest.mark.parametrize(
+    ("preset", "overrides", "arms", "before"),  # (epochs, max_steps), 15 epochs where steps decide
+    [
+        ("small", {"max_steps": 100}, (15, 100), (6, None)),
+        (None, {"max_steps": 100}, (15, 100), (15, 100)),
+        (None, {"pretraining.max_steps": 100}, (15, None), (15, 100)),
+        ("small", {"pretraining.max_steps": 100}, (8, None), (15, 100)),
+        ("small", {"epochs": 2, "pretraining.max_steps": 100}, (2, None), (15, 100)),
+    ],
+)
+def test_steps_take_the_place_of_the_epochs_below_them_and_of_no_others(
+    preset: str | None, overrides: dict[str, Any], arms: tuple[int, int | None], before: tuple[int, int | None]
+) -> None:
+    study = load_study("fine-tune", preset=preset, overrides=overrides)
+    assert {(arm.epochs, arm.max_steps) for arm in study.arms} == {arms}
+    assert study.pretraining is not None
+    assert (study.pretraining.epochs, study.pretraining.max_steps) == before
+
+
+def test_arms_may_have_steps_where_others_have_epochs_and_an_override_is_of_all(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(study_text("norms") + '\n[[arms]]\nnorm = "none"\nmax_steps = [3, 4]\n')
+    lengths = {(arm.norm == "none", arm.epochs, arm.max_steps) for arm in load_study(path).arms}
+    assert lengths == {(False, 15, None), (True, 15, 3), (True, 15, 4)}
+    for overrides, expected in (({"epochs": 2}, (2, None)), ({"max_steps": 7}, (15, 7))):
+        study = load_study(path, overrides=overrides)
+        assert {(arm.epochs, arm.max_steps) for arm in study.arms} == {expected}
+
+
+def test_a_pre_training_has_epochs_or_steps(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="epochs = 2 and max_steps = 9 were given"):
+        load_study("fine-tune", overrides={"pretraining.epochs": 2, "pretraining.max_steps": 9})
+    path = tmp_path / "mine.toml"
+    path.write_text(study_text("fine-tune").replace("train_images = 6000\nepochs = 6", "max_steps = 60"))
+    before = load_study(path, preset="small").pretraining
+    assert before is not None
+    assert before.max_steps == 60
+
+
 def test_every_start_from_trained_weights_has_one_learning_rate_and_it_is_no_axis() -> None:
     for overrides, rate in (({}, 0.01), ({"learning_rate": 0.02}, 0.02)):
         study = load_study("fine-tune", overrides=overrides)

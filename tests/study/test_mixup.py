@@ -42,8 +42,7 @@ def test_images_and_loss_are_torchvisions_for_its_share_and_partners() -> None:
     images, labels, scores = pictures()
     torch.manual_seed(3)
     blended, targets = v2.MixUp(alpha=1.0, num_classes=4)(images, labels)
-    share = float(targets[0, labels[0]])  # image 0 is blended with the last, of the same class: see below
-    assert share == 1.0
+    assert float(targets[0, labels[0]]) == 1.0  # image 0 is blended with the last, of the same class
     share = float(targets[1, labels[1]])
     assert 0.05 < share < 0.95
     partners = torch.arange(IMAGES).roll(1)  # torchvision's partner is always the image before

@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from batchfree.cli._tables import print_plan
 from batchfree.errors import StudyError
 from batchfree.records import CellConfig
-from batchfree.study import Study, estimate_study, load_study, study_text
+from batchfree.study import Study, load_study, study_text
 from batchfree.study._data import ImageData
 from batchfree.study._rule import by_rule
 
@@ -110,6 +111,11 @@ def test_a_rule_replaces_what_stands_under_it_and_a_preset_is_laid_over_it() -> 
         ({"sgd_batch": 2000}, "more than the 1000 training images"),
         ({"rule": "bti"}, "Did you mean bit"),
         ({"rule": ["bit"]}, "A rule is for all runs of a study"),
+        (
+            {"learning_rate_scale": "sgd_batch"},
+            'learning_rate_scale = "sgd_batch" was given.*Pass learning_rate too, or neither',
+        ),
+        ({"learning_rate_scale": "norm_batch", "norm_batch": 4}, 'learning_rate_scale = "norm_batch" was given'),
         ({"epochs": 3, "max_steps": 30}, "epochs = 3 and max_steps = 30 were given.*Leave one out"),
     ],
 )
@@ -125,8 +131,72 @@ def test_a_rule_of_an_arm_alone_is_refused(tmp_path: Path) -> None:
         load_study(path)
 
 
-def test_the_plan_says_what_the_rule_chose() -> None:
-    study = fine_tuning(sgd_batch=4, image_size=8, stored_size=10)
-    (words,) = estimate_study(study, Path("nowhere")).chosen
+def test_a_size_of_a_preset_is_taken_away_as_the_refusal_says() -> None:
+    def paper(**overrides: Any) -> Study:
+        given = {"data": "digits", "model": "resnet8", **overrides}
+        return load_study("bit", protocol="fine-tune", preset="paper", overrides=given).decided()
+
+    with pytest.raises(StudyError, match=r"image_size = 224 was given.* --set image_size=default"):
+        paper()
+    (arm,) = paper(image_size="default").arms
+    assert (arm.stored_size, arm.image_size, arm.sgd_batch) == (160, 128, 4096)
+
+
+def test_a_scale_of_a_preset_is_taken_away_as_the_refusal_says(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(study_text("bit") + '\n[presets.mine]\nlearning_rate_scale = "sgd_batch"\n')
+    with pytest.raises(StudyError, match=" --set learning_rate_scale=default"):
+        load_study(path, protocol="fine-tune", preset="mine").decided()
+    given = {"learning_rate_scale": "default", "sgd_batch": 64}
+    (arm,) = load_study(path, protocol="fine-tune", preset="mine", overrides=given).decided().arms
+    (cell, *_) = arm.cells("mine", "fine-tune", arm.load(), "f" * 64)
+    assert cell.learning_rate == pytest.approx(0.003 / 8)
+
+
+def test_a_scale_beside_a_rate_of_its_own_scales_it_once() -> None:
+    scaled = {"learning_rate": 0.02, "learning_rate_scale": "sgd_batch"}
+    assert decided(**scaled, sgd_batch=64).learning_rate == pytest.approx(0.04)
+    assert decided(learning_rate_scale="none", sgd_batch=64).learning_rate == pytest.approx(0.003 / 8)
+
+
+def test_a_rule_beside_a_pre_training_is_refused() -> None:
+    with pytest.raises(StudyError, match=r'rule = "bit" was given beside \[pretraining\].*Leave the rule out'):
+        load_study("fine-tune", overrides={"rule": "bit"})
+    from_scratch = load_study("fine-tune", overrides={"rule": "bit", "start": "scratch"}).decided()
+    assert (from_scratch.pretraining, {arm.max_steps for arm in from_scratch.arms}) == (None, {500})
+
+
+def test_norm_batches_make_the_sgd_batch_and_the_rules_is_not_named() -> None:
+    study = fine_tuning(norm_batch=8, norm_batches_per_step=16).decided()
+    (cell,) = study.cells(study.load())
+    assert (cell.sgd_batch, cell.total_steps) == (128, 2000)
+    assert cell.learning_rate == pytest.approx(0.003 / 4)
+    (words,) = study.chosen
+    assert "sgd_batch" not in words
+    assert "given: norm_batch = 8, norm_batches_per_step = 16" in words
+
+
+def test_a_study_says_what_its_rule_chose_and_is_decided_once() -> None:
+    study = fine_tuning(sgd_batch=4, image_size=8, stored_size=10).decided()
+    (words,) = study.chosen
     assert "mixup = 0.0; given: sgd_batch = 4, stored_size = 10, image_size = 8" in words
-    assert estimate_study(load_study("bit", overrides={"train_images": 64, "seeds": 1}), Path("nowhere")).chosen == ()
+    assert study.decided() is study
+    without = load_study("bit", overrides={"train_images": 64, "seeds": 1})
+    assert without.decided() is without
+
+
+def test_images_are_read_for_a_decided_study_alone() -> None:
+    with pytest.raises(StudyError, match=r'rule = "bit" is not decided yet.*Call study.decided\(\) first'):
+        fine_tuning().load()
+
+
+def test_the_choice_is_printed_before_the_steps_are_timed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    study = fine_tuning(sgd_batch=2000)  # refused once the images are loaded
+    with pytest.raises(StudyError, match="more than the 1000 training images"):
+        print_plan(study, tmp_path, jobs=None, download=False)
+    assert "images of 64 pixels: " in capsys.readouterr().out
+    print_plan(fine_tuning(sgd_batch=4, image_size=8, stored_size=10), tmp_path, jobs=1, download=False)
+    assert capsys.readouterr().out.count('rule = "bit"') == 1

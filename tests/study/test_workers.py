@@ -23,11 +23,15 @@ WORKERS = 3  # the order in which three numbers are added can change; that of tw
 
 
 def cells(workers: int) -> dict[str, CellConfig]:
-    """Eighteen steps of 24 images: Batch Norm at norm batch 4, also with mixup, and the norm that sees no batch."""
+    """Eighteen steps of 24 images: Batch Norm at norm batch 4, also with mixup, and the norm that sees no batch.
+
+    Mixup also of images that are augmented, in which workers may not differ either.
+    """
     overrides = {"norm": ["bn", "gn+ws"], "norm_batch": [4], "sgd_batch": 24, "train_images": 160, "epochs": 3}
     study = load_study("norm-batch", overrides={**overrides, "seeds": 1, "workers": workers})
     plain: dict[str, CellConfig] = {cell.norm: cell for cell in study.cells(study.load())}
-    return {**plain, "mixed": plain["bn"].model_copy(update={"mixup": 0.5})}
+    mixed = plain["bn"].model_copy(update={"mixup": 0.5})
+    return {**plain, "mixed": mixed, "augmented": mixed.model_copy(update={"augment": "crop-flip"})}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +53,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("norm", ["bn", "gn+ws", "mixed"])
+@pytest.mark.parametrize("norm", ["bn", "gn+ws", "mixed", "augmented"])
 def test_several_workers_find_what_one_finds(shared: Path, norm: str) -> None:
     one, many = (read_metrics(shared / name / norm / "whole" / "metrics.jsonl") for name in ("one", "many"))
     assert [epoch.error_percent for epoch in many] == [epoch.error_percent for epoch in one]
@@ -69,7 +73,7 @@ def test_several_workers_find_what_one_finds(shared: Path, norm: str) -> None:
             assert_close(weights[name], expected_weight.double().numpy())
 
 
-@pytest.mark.parametrize("norm", ["bn", "gn+ws", "mixed"])
+@pytest.mark.parametrize("norm", ["bn", "gn+ws", "mixed", "augmented"])
 def test_several_workers_stopped_by_one_of_them_end_with_the_same_bytes(shared: Path, norm: str) -> None:
     whole, stopped = shared / "many" / norm / "whole", shared / "many" / norm / "stopped"
     halfway = (stopped / "stopped.safetensors").read_bytes()

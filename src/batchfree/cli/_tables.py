@@ -29,14 +29,15 @@ def print_plan(study: Study, out: Path, *, jobs: int | None, download: bool) -> 
     console = Console(markup=False)
     if jobs is not None and jobs < 1:
         raise StudyError(f"--jobs {jobs} was given. It must be at least 1. Leave it out for as many as the cores hold.")
+    study = study.decided(download=download)
+    for words in study.chosen:  # before the steps are timed, which takes the memory of the whole SGD batch
+        console.print(words, highlight=False)
     plan = estimate_study(study, out, download=download)
     table = _table("arm", "runs", "missing", "seconds per run", "note")
     for arm in plan.arms:
         seconds = "" if arm.seconds_per_run is None else f"{arm.seconds_per_run:,.0f}"
         table.add_row(arm.label, str(arm.runs), str(arm.missing), seconds, arm.note)
     console.print(table)
-    for words in plan.chosen:
-        console.print(words, highlight=False)
     slots = plan.slots if jobs is None else jobs
     console.print(
         f"{plan.missing} of {plan.runs} runs are missing in {out}: about {_duration(plan.seconds / slots)} at "

@@ -14,7 +14,16 @@ from batchfree.errors import require as _require
 
 _require("pydantic", "study")
 
-from batchfree.records._files import (  # noqa: E402 (after the check for the extra)
+from batchfree.records._config import (  # noqa: E402 (after the check for the extra)
+    BATCH_FREE_NORMS,
+    NORMS,
+    STARTS,
+    CellConfig,
+    Half,
+    Norm,
+    Start,
+)
+from batchfree.records._files import (  # noqa: E402
     read_cell,
     read_metrics,
     read_record,
@@ -22,13 +31,9 @@ from batchfree.records._files import (  # noqa: E402 (after the check for the ex
     write_atomically,
     write_record,
 )
+from batchfree.records._record import SCHEMA_VERSION, Record  # noqa: E402
 from batchfree.records._schema import (  # noqa: E402
-    BATCH_FREE_NORMS,
-    NORMS,
     RETRIED,
-    SCHEMA_VERSION,
-    STARTS,
-    CellConfig,
     CellRecord,
     CellResult,
     Comparison,
@@ -36,14 +41,9 @@ from batchfree.records._schema import (  # noqa: E402
     Environment,
     EpochMetrics,
     FigureKind,
-    Half,
-    Norm,
-    Record,
     ReportSpec,
-    Start,
     Status,
     StudyRecord,
-    crop_problem,
     last_epochs,
     summarise,
 )
@@ -69,7 +69,6 @@ __all__ = [
     "Start",
     "Status",
     "StudyRecord",
-    "crop_problem",
     "last_epochs",
     "read_cell",
     "read_metrics",

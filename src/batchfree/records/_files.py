@@ -10,17 +10,9 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from batchfree.errors import RecordError
-from batchfree.records._schema import (
-    SCHEMA_VERSION,
-    CellConfig,
-    CellRecord,
-    CellResult,
-    Cost,
-    Environment,
-    EpochMetrics,
-    Record,
-    StudyRecord,
-)
+from batchfree.records._config import CellConfig
+from batchfree.records._record import SCHEMA_VERSION, Record
+from batchfree.records._schema import CellRecord, CellResult, Cost, Environment, EpochMetrics, StudyRecord
 
 __all__ = [
     "read_cell",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from batchfree.records import CellConfig, CellRecord, Environment, StudyRecord
 from batchfree.report._arms import usable_error
-from batchfree.report._wording import enumerated, percent, plural
+from batchfree.report._wording import enumerated, length, percent
 
 __all__ = ["environment_text", "environments", "provenance"]
 
@@ -38,7 +38,7 @@ def provenance(study: StudyRecord, cells: Sequence[CellRecord]) -> list[tuple[st
         errors = {cell.config.seed: error for cell in trained if (error := usable_error(cell)) is not None}
         of_seeds = [f"{percent(error)} (seed {seed})" for seed, error in errors.items()]
         outcome = f"; error {enumerated(of_seeds)}" if errors else ""
-        settings = f"norm batch {c.norm_batch}, {plural(c.epochs, 'epoch')}, learning rate {c.learning_rate:g}"
+        settings = f"norm batch {c.norm_batch}, {length(c)}, learning rate {c.learning_rate:g}"
         return f"{c.train_images:,} images of {images(c)}, {settings}{outcome}"
 
     grouped = [config for config in configs if config.norm in ("gn", "gn+ws")]
@@ -52,7 +52,7 @@ def provenance(study: StudyRecord, cells: Sequence[CellRecord]) -> list[tuple[st
         ("Validation images", values(lambda c: f"{c.validation_images:,}", "validation_images")),
         ("Image side", values(_image_side, "image_size", "stored_size")),
         ("Augmentation", values(_augmentation, "augment", "mixup")),
-        ("Epochs", values(_epochs, "epochs", "max_steps")),
+        ("Epochs", values(length, "epochs", "max_steps")),
         ("Protocol", values(lambda c: c.protocol or "none named", "protocol")),
         ("SGD batch", values(_sgd_batch, "sgd_batch", "workers")),
         ("Optimiser", values(_optimizer, "optimizer", "momentum", "weight_decay")),
@@ -94,10 +94,6 @@ def _image_side(config: CellConfig) -> str:
 
 def _augmentation(config: CellConfig) -> str:
     return f"{config.augment}, mixup with alpha {config.mixup:g}" if config.mixup else config.augment
-
-
-def _epochs(config: CellConfig) -> str:
-    return str(config.epochs) if config.max_steps is None else f"{config.epochs}, to step {config.max_steps:,}"
 
 
 def _sgd_batch(config: CellConfig) -> str:

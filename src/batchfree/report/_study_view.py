@@ -20,7 +20,7 @@ from batchfree.report._percentile_figure import percentile_figure
 from batchfree.report._provenance import environment_text, environments, provenance
 from batchfree.report._published import Exhibit, published_exhibits
 from batchfree.report._statistics import standard_deviation
-from batchfree.report._wording import enumerated, magnitude, model_name, p_value, plural, signed_points
+from batchfree.report._wording import enumerated, length, magnitude, model_name, p_value, plural, signed_points
 
 __all__ = ["StudyView", "view_study"]
 
@@ -175,7 +175,7 @@ def _facts(study: StudyRecord) -> str:
     models = enumerated(list(dict.fromkeys(model_name(cell.model) for cell in cells)))
     data = enumerated(list(dict.fromkeys(cell.data for cell in cells)))
     images = enumerated(list(dict.fromkeys(f"{cell.train_images:,}" for cell in cells)))
-    epochs = enumerated(list(dict.fromkeys(plural(cell.epochs, "epoch") for cell in cells)))
+    epochs = enumerated(list(dict.fromkeys(map(length, cells))))
     return f"{models} on {data}, {images} training images, {epochs}"
 
 

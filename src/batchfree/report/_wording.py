@@ -21,6 +21,7 @@ __all__ = [
     "axis_words",
     "beginning",
     "enumerated",
+    "length",
     "magnitude",
     "model_name",
     "p_value",
@@ -190,6 +191,12 @@ def plural(count: int, noun: str) -> str:
     ('1 seed', '3 seeds')
     """
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def length(config: CellConfig) -> str:
+    """How long a run is: "72 epochs, to step 500" where steps end the last of them."""
+    epochs = plural(config.epochs, "epoch")
+    return epochs if config.max_steps is None else f"{epochs}, to step {config.max_steps:,}"
 
 
 def magnitude(value: float | None) -> str:

@@ -173,6 +173,11 @@ def load_data(
     name = resolve_data(data)
     if image_size is not None and image_size < 1:
         raise DataError(f"an image size of {image_size} was given. It is a side in pixels, at least 1. Pass another.")
+    if stored_size is not None and (image_size is None or stored_size <= image_size):
+        raise DataError(
+            f"a stored size of {stored_size} was given with an image size of {image_size}. The images that the network "
+            f"sees are cropped from larger ones. Pass an image size of at least 1 below it, or leave stored_size out."
+        )
     if split is not None and name != "pets":
         raise DataError(f"a split ({split}) was given for {data}. Only pets have more than one. Leave it out.")
     if name not in SOURCES and (data_dir is not None or download):

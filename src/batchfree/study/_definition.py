@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from batchfree.errors import StudyError, unknown_name
 from batchfree.records import CellConfig, ReportSpec, StudyRecord
 from batchfree.study._data import ImageData
+from batchfree.study._expansion import expanded, expanded_pretraining
 from batchfree.study._overrides import laid_over, override, override_pretraining
 from batchfree.study._rule import by_rule
 from batchfree.study._schedules import check_steps
 from batchfree.study._settings import ArmSettings
-from batchfree.study._study_file import Overlay, StudyFile, Table, plain, read_study_file, refusal
+from batchfree.study._study_file import Overlay, StudyFile, Table, plain, read_study_file
 from batchfree.weights import shortened
 
 __all__ = ["Loaded", "Study", "load_study"]
@@ -52,6 +50,8 @@ class Study:
             StudyError: a setting that was given contradicts a rule.
             DataError: a data set is missing, damaged or unusable.
         """
+        if all(arm.rule is None for arm in self.runs):
+            return self
         measured: dict[tuple[object, ...], tuple[int, int]] = {}
         decided, chosen = [], []
         for arm in self.runs:
@@ -69,7 +69,8 @@ class Study:
 
         Raises:
             DataError: a data set is missing, damaged or unusable.
-            StudyError: an arm starts from the network of a pre-training that has other classes.
+            StudyError: a rule is not decided, or an arm starts from the network of a pre-training that has other
+                classes.
         """
         loaded: Loaded = {}
         for arm in self.runs:
@@ -159,19 +160,19 @@ def load_study(
             f"Leave it out, or pass another protocol."
         )
     given = dict(overrides or {})
-    before = None if file.pretraining is None else {**file.pretraining, **rules.pretraining, **overlay.pretraining}
-    before = override_pretraining(where, before, given)
+    layers = [] if file.pretraining is None else [file.pretraining, rules.pretraining, overlay.pretraining]
+    before = override_pretraining(where, layers, given)
     tables = override(where, overlay.arms or rules.arms or file.arms, settings, given)
     if settings.get("data") != "pets" and "split" not in (overrides or {}):
         settings.pop("split", None)  # the file's is for the data that it names
-    arms = _expand(where, tables, settings)
+    arms = expanded(where, tables, settings)
     _check_comparisons(where, file.report)
     return Study(
         name=file.name,
         title=file.title,
         reproduces=file.reproduces,
         protocol=protocol or "",
-        pretraining=_pretraining(where, before, settings, arms),
+        pretraining=expanded_pretraining(where, before, settings, arms),
         arms=arms,
         axes=_axes(arms, tables),
         settings=_described(settings, tables, before, protocol),
@@ -187,67 +188,6 @@ def _chosen(where: str, kind: str, name: str | None, among: Mapping[str, Overlay
             raise StudyError(f"{kind} {name!r} was given, and {where} has none. Leave --{kind} out.")
         raise StudyError(unknown_name(kind, name, among))
     return among[name]
-
-
-def _pretraining(where: str, before: Table | None, settings: Table, arms: Sequence[ArmSettings]) -> ArmSettings | None:
-    """The run before the others, for as many seeds as start from it."""
-    started = [arm for arm in arms if arm.start != "scratch"]
-    if not started:
-        return None
-    if before is None:
-        raise StudyError(
-            f"{where}: start = {plain(started[0].start)} was given, and no [pretraining] whose network it starts "
-            f'from. Add that table with the settings in which the pre-training differs, or pass start = "scratch".'
-        )
-    trained = _expand(f"{where}, [pretraining]", [before], {**settings, "seeds": max(arm.seeds for arm in started)})
-    problems = []
-    if len(trained) > 1:
-        problems.append("a list was given, and one network per seed is trained. Name one value of each key")
-    if (trained[0].norm, trained[0].start) != ("bn", "scratch"):
-        problems.append(
-            f"norm = {plain(trained[0].norm)} and start = {plain(trained[0].start)} were given. The others start from "
-            f'a network with Batch Norm. Pass norm = "bn" and start = "scratch"'
-        )
-    if trained[0].seeds < max(arm.seeds for arm in started):
-        problems.append(f"seeds = {trained[0].seeds} is less than those of the arms that start from it. Leave it out")
-    if others := sorted({arm.model for arm in started} - {trained[0].model}):
-        problems.append(
-            f"model = {plain(trained[0].model)} is trained, and arms start from it with {', '.join(others)}. One "
-            f"network is trained per seed. Pass one model for all"
-        )
-    if problems:
-        raise StudyError(f"{where}, [pretraining]: {'; '.join(problems)}.")
-    return trained[0]
-
-
-def _expand(where: str, tables: Sequence[Table], settings: Table) -> tuple[ArmSettings, ...]:
-    """Every combination of every table's lists, over `settings`."""
-    arms: list[ArmSettings] = []
-    for table in tables:
-        if "rule" in table:
-            raise StudyError(
-                f"{where}: rule = {plain(table['rule'])} was given to some arms. A rule is for all runs of a study. "
-                f"Name one, in [settings], a protocol, a preset or --set."
-            )
-        axes = {key: value if isinstance(value, list) else [value] for key, value in table.items()}
-        for key, values in axes.items():
-            if not values or any(values.count(value) > 1 for value in values):
-                raise StudyError(
-                    f"{where}: {key} = {plain(values)} was given. A list names at least one value, and each once. "
-                    f"Mend the list."
-                )
-        for combination in itertools.product(*axes.values()):
-            given = {**settings, **dict(zip(axes, combination, strict=True))}
-            try:
-                arm = ArmSettings.model_validate(given)
-            except ValidationError as error:
-                raise refusal(where, error, tuple(ArmSettings.model_fields)) from None
-            if arm.rule is None and (problems := arm.problems()):  # with a rule they are known once it is decided
-                raise StudyError(f"{where}: {'; '.join(problems)}.")
-            arms.append(arm)
-    if not arms:
-        raise StudyError(f"{where} has no [[arms]]. A study needs at least one, for instance norm = ['bn', 'gn'].")
-    return tuple(dict.fromkeys(arms))
 
 
 def _check_overlays(where: str, file: StudyFile) -> None:

@@ -45,7 +45,6 @@ class StudyEstimate:
 
     arms: tuple[ArmEstimate, ...]
     slots: int  # runs at the same time on this machine
-    chosen: tuple[str, ...]  # by rules, in words
 
     @property
     def runs(self) -> int:
@@ -88,7 +87,7 @@ def estimate_study(study: Study, out: Path, *, download: bool = False) -> StudyE
         note = f"skipped: {reason}" if reason else UNTIMED.get(first.start, "") if missing else ""
         arms.append(ArmEstimate(label or first.norm, len(cells), missing, seconds, note))
     threads = max(arm.threads * arm.workers for arm in study.runs)
-    return StudyEstimate(tuple(arms), LocalEngine(None, threads).slots or 1, study.chosen)
+    return StudyEstimate(tuple(arms), LocalEngine(None, threads).slots or 1)
 
 
 def _seconds_per_run(cell: CellConfig, data: ImageData) -> float:

@@ -10,12 +10,10 @@ from batchfree.study._rule import RULED
 from batchfree.study._settings import ArmSettings
 from batchfree.study._study_file import Table, plain
 
-__all__ = ["laid_over", "override", "override_pretraining"]
+__all__ = ["laid_over", "not_replaced", "override", "override_pretraining"]
 
 #: Keys of which an arm has one or the other.
 RIVALS = {"groups": "channels_per_group", "channels_per_group": "groups"}
-
-
 #: Keys that take the place of others that stand in a table below.
 REPLACED: dict[str, tuple[str, ...]] = {"rule": RULED, "max_steps": ("epochs",), "epochs": ("max_steps",)}
 
@@ -26,18 +24,20 @@ def laid_over(layers: Sequence[Table], overrides: Table) -> Table:
         layers = [{key: value for key, value in layer.items() if key != "rule"} for layer in layers]
     settings: Table = {}
     for layer in layers:
-        settings = {**_not_replaced(settings, layer), **layer}
-    return _not_replaced(settings, overrides)
+        settings = {**not_replaced(settings, layer), **layer}
+    return not_replaced(settings, overrides)
 
 
-def _not_replaced(settings: Table, above: Table) -> Table:
+def not_replaced(settings: Table, above: Table) -> Table:
+    """The settings that stay where the table `above` is laid over them."""
     replaced = {other for key, value in above.items() if value != "default" for other in REPLACED.get(key, ())}
     return {key: value for key, value in settings.items() if key not in replaced}
 
 
 def override(where: str, tables: Sequence[Table], settings: Table, overrides: Table) -> list[Table]:
     """The arms' tables with `overrides` in them; those that belong to no table go to `settings`."""
-    kept = [dict(table) for table in tables]
+    lengths = {key: value for key, value in overrides.items() if key in ("epochs", "max_steps")}
+    kept = [not_replaced(table, lengths) for table in tables]  # what stands in an arm's table wins over a rule
     for key, value in overrides.items():
         values = value if isinstance(value, list) else [value]
         if any(key in table for table in kept):
@@ -73,19 +73,19 @@ def _reaches(key: str, table: Table) -> bool:
     return key != "norm_batch" or not is_blind or follows
 
 
-def override_pretraining(where: str, before: Table | None, overrides: Table) -> Table | None:
-    """The pre-training's table with its own among `overrides`, which are taken out of these."""
-    own = {key: overrides.pop(key) for key in list(overrides) if key.startswith("pretraining.")}
-    if own and before is None:
-        raise StudyError(f"{', '.join(own)} was given, and {where} has no [pretraining]. Leave it out.")
-    if before is None:
+def override_pretraining(where: str, layers: Sequence[Table], overrides: Table) -> Table | None:
+    """The pre-training's table, of those laid over each other, with its own among `overrides`.
+
+    These are taken out of `overrides`. `None` where there are no layers, hence no pre-training.
+    """
+    words = [key for key in overrides if key.startswith("pretraining.")]
+    if words and not layers:
+        raise StudyError(f"{', '.join(words)} was given, and {where} has no [pretraining]. Leave it out.")
+    if not layers:
         return None
-    changed = dict(before)
-    for word, value in own.items():
-        key = word.partition(".")[2]
+    own = {word.partition(".")[2]: overrides.pop(word) for word in words}
+    for key in own:
         if key not in ArmSettings.model_fields:
             raise StudyError(f"{where}, [pretraining]: {unknown_name('setting', key, ArmSettings.model_fields)}")
-        changed[key] = value
-        if value == "default":
-            del changed[key]
-    return changed
+    changed = {**laid_over(layers, own), **own}
+    return {key: value for key, value in changed.items() if value != "default"}

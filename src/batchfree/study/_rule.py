@@ -9,7 +9,8 @@ from batchfree.study._study_file import Table, plain
 
 __all__ = ["RULED", "by_rule"]
 
-#: Settings that a rule decides where neither the table that names it nor one that is laid over that has them.
+#: Settings that a rule decides, or that would contradict it, where neither the table that names it nor one that is laid
+#: over that has them.
 RULED = (
     "sgd_batch", "norm_batch", "norm_batches_per_step", "optimizer", "learning_rate", "learning_rate_scale", "momentum",
     "weight_decay", "schedule", "max_steps", "epochs", "stored_size", "image_size", "augment", "mixup",
@@ -29,22 +30,40 @@ def by_rule(arm: ArmSettings, images: int, area: int, where: str) -> tuple[ArmSe
         StudyError: a setting that was given contradicts the rule.
     """
     given: Table = arm.model_dump(exclude_unset=True, exclude={"rule"})
-    sizes = {key: given[key] for key in SIZES if key in given}
-    if len(sizes) == 1:
-        raise StudyError(
-            f"{where}: {_listed(sizes)} was given, and rule = {plain(arm.rule)} gives both sizes or none, as one is "
-            f"cropped from the other. Pass {' and '.join(SIZES)}, or neither."
-        )
+    _refuse_halves(given, where, plain(arm.rule))
     _, sgd_batch = ArmSettings.model_validate({"sgd_batch": BIT_BATCH, **given}).batches
     chosen = {key: value for key, value in _bit_settings(images, area, sgd_batch).items() if key not in given}
     if "epochs" in given:
         chosen.pop("max_steps", None)
+    if "norm_batches_per_step" in given:  # the norm batches make the SGD batch
+        chosen.pop("sgd_batch", None)
     decided = ArmSettings.model_validate({**chosen, **given})
     if problems := decided.problems():
         raise StudyError(f"{where}, with rule = {plain(arm.rule)}: {'; '.join(problems)}.")
     own = {key: given[key] for key in RULED if key in given}
     words = f"rule = {plain(arm.rule)}, {images:,} training images of {area:,} pixels: {_listed(chosen)}"
     return decided, words + (f"; given: {_listed(own)}" if own else "")
+
+
+def _refuse_halves(given: Table, where: str, rule: str) -> None:
+    """Refuses a setting that says nothing without another, which the rule would give for itself."""
+    sizes = {key: given[key] for key in SIZES if key in given}
+    if len(sizes) == 1:
+        raise StudyError(
+            f"{where}: {_listed(sizes)} was given, and rule = {rule} gives both sizes or none, as one is cropped from "
+            f"the other. Pass {' and '.join(SIZES)}, or neither{_taken_away(*sizes)}."
+        )
+    scale = given.get("learning_rate_scale", "none")
+    if scale != "none" and "learning_rate" not in given:
+        raise StudyError(
+            f"{where}: learning_rate_scale = {plain(scale)} was given, and rule = {rule} gives a learning rate that is "
+            f"in proportion to the SGD batch already. Pass learning_rate too, or neither"
+            f"{_taken_away('learning_rate_scale')}."
+        )
+
+
+def _taken_away(key: str) -> str:
+    return f"; where a preset or file gives it, --set {key}=default"
 
 
 def _bit_settings(images: int, area: int, sgd_batch: int) -> Table:

@@ -8,8 +8,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeFloat, PositiveInt
 
-from batchfree.records import BATCH_FREE_NORMS, STARTS, CellConfig, Half, Norm, Start, crop_problem
+from batchfree.errors import StudyError
+from batchfree.records import BATCH_FREE_NORMS, STARTS, CellConfig, Half, Norm, Start
 from batchfree.study._data import ImageData, data_size, load_data, resolve_data
+from batchfree.study._study_file import plain
 from batchfree.study._weights_file import weights_fingerprint
 
 __all__ = ["ArmSettings", "LearningRateScale"]
@@ -70,12 +72,17 @@ class ArmSettings(BaseModel):
         return self.data, self.data_dir, self.split, self.image_size, self.stored_size, *taken
 
     def load(self, *, download: bool = False) -> ImageData:
-        """The images; no rule is left to decide.
+        """The images.
 
         Raises:
+            StudyError: a rule is left to decide.
             DataError: they are missing, damaged or unusable, or fewer than asked for.
         """
-        assert self.rule is None
+        if self.rule is not None:
+            raise StudyError(
+                f"rule = {plain(self.rule)} is not decided yet. Images are read for decided settings. Call "
+                f"study.decided() first."
+            )
         data = load_data(
             self.data,
             data_dir=self.data_dir,
@@ -88,6 +95,8 @@ class ArmSettings(BaseModel):
 
     def measured(self, *, download: bool = False) -> tuple[int, int]:
         """How many training images `load` gives, and the area in pixels that they have before they are resized.
+
+        Of photos, the area is the median of the whole training set, whatever part of it `half` and `train_images` pick.
 
         Raises:
             DataError: they are missing, damaged or unusable.
@@ -175,7 +184,7 @@ class ArmSettings(BaseModel):
                 f"epochs = {self.epochs} and max_steps = {self.max_steps} were given. One of them says how long a run "
                 f"is. Leave one out"
             )
-        if problem := crop_problem(self.stored_size, self.image_size, self.augment):
+        if problem := CellConfig.crop_problem(self.stored_size, self.image_size, self.augment):
             found.append(problem)
         norm_batch, sgd_batch = self.batches
         per_worker, rest = divmod(sgd_batch, self.workers)

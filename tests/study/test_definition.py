@@ -376,6 +376,16 @@ def test_names_are_refused_with_the_nearest_ones() -> None:
         ('[[arms]]\nnorm = ["bn", "ln", "in", "gn", "gn+ws"]', "", "arms is missing"),
         ('title = "', 'titel = "', "Did you mean title"),
         ('figure = "curves"', 'figure = "pie"', "report.figure"),
+        (
+            'figure = "curves"',
+            'figur = "curves"',
+            r"setting of report 'figur'. Allowed: figure, compare. Did you mean figure",
+        ),
+        ('reference = { norm = "bn" }', 'reference = { norm = "bn+ws" }', "which no arm has. Arms of this file have"),
+        ("seeds = 3", "seeds = true", "seeds = true was given. Input should be a valid integer"),
+        ("seeds = 3", 'seeds = "3"', "Input should be a valid integer"),
+        ("seeds = 3", "seeds = 3.0", "Input should be a valid integer"),
+        ("learning_rate = 0.1", 'learning_rate = "0.1"', "Input should be a valid number"),
         ('reference = { norm = "bn" }', 'reference = { morm = "bn" }', "Did you mean norm"),
     ],
 )

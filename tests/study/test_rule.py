@@ -180,6 +180,7 @@ def test_a_study_says_what_its_rule_chose_and_is_decided_once() -> None:
     study = fine_tuning(sgd_batch=4, image_size=8, stored_size=10).decided()
     (words,) = study.chosen
     assert "mixup = 0.0; given: sgd_batch = 4, stored_size = 10, image_size = 8" in words
+    assert "Without --weights it trains from scratch" in words
     assert study.decided() is study
     without = load_study("bit", overrides={"train_images": 64, "seeds": 1})
     assert without.decided() is without
@@ -197,6 +198,6 @@ def test_the_choice_is_printed_before_the_steps_are_timed(
     study = fine_tuning(sgd_batch=2000)  # refused once the images are loaded
     with pytest.raises(StudyError, match="more than the 1000 training images"):
         print_plan(study, tmp_path, jobs=None, download=False)
-    assert "images of 64 pixels: " in capsys.readouterr().out
+    assert "images of 64 pixels (height times width): " in capsys.readouterr().out
     print_plan(fine_tuning(sgd_batch=4, image_size=8, stored_size=10), tmp_path, jobs=1, download=False)
     assert capsys.readouterr().out.count('rule = "bit"') == 1

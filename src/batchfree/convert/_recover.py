@@ -49,7 +49,8 @@ class RecoveryReport:
     top1_agreement_after: float | None
 
     def __str__(self) -> str:
-        lines = [f"kept the state of step {self.kept_step} of {self.steps}, by {self.held_out} held-out images"]
+        judges = f"{self.held_out} held-out image{'' if self.held_out == 1 else 's'}"
+        lines = [f"kept the state of step {self.kept_step} of {self.steps}, by {judges}"]
         if self.top1_agreement_before is not None and self.top1_agreement_after is not None:
             lines.append(
                 f"top-1 agreement: {100 * self.top1_agreement_before:.1f} % -> {100 * self.top1_agreement_after:.1f} %"

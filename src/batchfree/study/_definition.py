@@ -22,6 +22,9 @@ __all__ = ["Loaded", "Study", "load_study"]
 #: Data sets and their fingerprints by `ArmSettings.source`.
 Loaded = dict[tuple[object, ...], tuple[ImageData, str]]
 
+#: What a comparison's reference may say instead of a value.
+REFERENCE_WORDS = ("largest", "none")
+
 
 @dataclass(frozen=True)
 class Study:
@@ -166,7 +169,7 @@ def load_study(
     if settings.get("data") != "pets" and "split" not in (overrides or {}):
         settings.pop("split", None)  # the file's is for the data that it names
     arms = expanded(where, tables, settings)
-    _check_comparisons(where, file.report)
+    _check_comparisons(where, file)
     return Study(
         name=file.name,
         title=file.title,
@@ -208,11 +211,24 @@ def _check_overlays(where: str, file: StudyFile) -> None:
                 raise StudyError(f"{where}: {unknown_name('setting', key, ArmSettings.model_fields)}")
 
 
-def _check_comparisons(where: str, report: ReportSpec) -> None:
-    for comparison in report.compare:
+def _check_comparisons(where: str, file: StudyFile) -> None:
+    """Each names settings, and a reference that some arm of the file can be, whatever is chosen of them."""
+    overlays = [*file.protocols.values(), *file.presets.values()]
+    tables = [file.settings, *file.arms]
+    tables += [table for overlay in overlays for table in (overlay.settings, *(overlay.arms or []))]
+    for comparison in file.report.compare:
         for key in (*comparison.reference, *comparison.only):
             if key not in CellConfig.model_fields:
                 raise StudyError(f"{where}: {unknown_name('setting', key, CellConfig.model_fields)}")
+        for key, value in comparison.reference.items():
+            given = [table[key] for table in tables if key in table]
+            values = [each for one in given for each in (one if isinstance(one, list) else [one])]
+            if values and value not in (*values, *REFERENCE_WORDS):
+                raise StudyError(
+                    f"{where}: the comparison {comparison.title!r} has the reference {key} = {plain(value)}, which no "
+                    f"arm has. Arms of this file have: {', '.join(dict.fromkeys(map(plain, values)))}. Name one of "
+                    f"these, or {' or '.join(map(plain, REFERENCE_WORDS))}."
+                )
 
 
 def _axes(arms: Sequence[ArmSettings], tables: Sequence[Table]) -> tuple[str, ...]:

@@ -41,8 +41,13 @@ def by_rule(arm: ArmSettings, images: int, area: int, where: str) -> tuple[ArmSe
     if problems := decided.problems():
         raise StudyError(f"{where}, with rule = {plain(arm.rule)}: {'; '.join(problems)}.")
     own = {key: given[key] for key in RULED if key in given}
-    words = f"rule = {plain(arm.rule)}, {images:,} training images of {area:,} pixels: {_listed(chosen)}"
-    return decided, words + (f"; given: {_listed(own)}" if own else "")
+    size = f"{images:,} training images of {area:,} pixels (height times width)"
+    words = f"rule = {plain(arm.rule)}, {size}: {_listed(chosen)}"
+    if own:
+        words += f"; given: {_listed(own)}"
+    if arm.weights is None and arm.start == "scratch":
+        words += ". Without --weights it trains from scratch, and the rule is for fine-tuning"
+    return decided, words
 
 
 def _refuse_halves(given: Table, where: str, rule: str) -> None:

@@ -24,7 +24,7 @@ SCALE_IMAGES = 32
 class ArmSettings(BaseModel):
     """One arm, for all its seeds. Units: images, pixels, epochs; sizes are at least 1."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     data: str = Field("digits", description="digits, fashion-mnist, cifar10, pets, or a folder of class folders")
     data_dir: str | None = Field(None, description="where the files of a named data set lie")

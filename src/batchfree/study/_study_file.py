@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from batchfree.errors import StudyError, unknown_name
-from batchfree.records import ReportSpec
+from batchfree.records import Comparison, ReportSpec
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -57,6 +57,13 @@ class StudyFile(BaseModel):
     protocols: dict[str, Overlay] = {}
     presets: dict[str, Overlay] = {}
     report: ReportSpec = ReportSpec()
+
+
+#: The keys of the file's own tables within others.
+_TABLES: dict[str | int, Sequence[str]] = {
+    "report": tuple(ReportSpec.model_fields),
+    "compare": tuple(Comparison.model_fields),
+}
 
 
 def study_text(name: str) -> str:
@@ -104,7 +111,9 @@ def refusal(where: str, error: ValidationError, fields: Sequence[str]) -> StudyE
     for problem in error.errors():
         key = ".".join(map(str, problem["loc"]))
         if problem["type"] == "extra_forbidden":
-            parts.append(unknown_name("setting", key, fields))
+            table = next((part for part in reversed(problem["loc"][:-1]) if part in _TABLES), None)
+            kind = "setting" if table is None else f"setting of {table}"
+            parts.append(unknown_name(kind, str(problem["loc"][-1]), fields if table is None else _TABLES[table]))
         elif problem["type"] == "literal_error" and isinstance(problem["input"], str):
             allowed = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
             parts.append(unknown_name(key.replace("int", "").strip("."), problem["input"], allowed))

@@ -19,7 +19,7 @@ def torchvision_network(name: str) -> nn.Module:
     options: dict[str, Any] = {"weights": None}
     if any(part in name for part in (*DETECTORS, *SEGMENTERS)):
         options["weights_backbone"] = None
-    if name in ("googlenet", "inception_v3"):
+    if name.endswith(("googlenet", "inception_v3")):
         options["init_weights"] = False  # drawing them from scipy takes a minute
     if "rcnn" in name or "retinanet" in name or "fcos" in name:
         options |= {"min_size": 64, "max_size": 64}

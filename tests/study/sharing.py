@@ -43,6 +43,7 @@ def _train(config: CellConfig, folder: Path, workers: Workers, should_stop: Call
     if workers.rank == 0:
         name = "stopped" if result is None else "weights"
         save_file(training.network.state_dict(), folder / f"{name}.safetensors")
+    workers.wait()  # as at a process's end: no worker goes on before the checkpoint is whole
 
 
 if __name__ == "__main__":

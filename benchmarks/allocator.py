@@ -15,8 +15,8 @@ def keep_freed_memory() -> bool:
     """Lets this process keep what it frees; False where the C library is not GNU's, or refused.
 
     By default that library gives blocks of more than 32 MiB back each time, and smaller ones where the process holds
-    little else. They come again page by page, and whichever contender meets that takes up to twice as long. jemalloc
-    and tcmalloc, which PyTorch's guide for CPUs advises, mostly keep them.
+    little else. They come again page by page, and which contender meets that is chance. jemalloc and tcmalloc, which
+    PyTorch's guide for CPUs advises, mostly keep them.
     """
     if not sys.platform.startswith("linux"):
         return False

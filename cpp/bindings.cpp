@@ -44,15 +44,16 @@ struct Doubles {
   std::vector<double> values;
 };
 
-// A problem and the kernels that will solve it.
+// A problem, the type of its weight and bias, and the kernels that will solve it.
 struct Call {
   Problem problem;
+  ElementType parameter;
   const PrimitiveTable* kernels;
 };
 
 void construct(Call* self, std::int64_t samples, std::int64_t channels, std::int64_t spatial, std::int64_t groups,
-               bool channels_last, int element, int activation, bool unbiased, double eps, int threads,
-               const char* instruction_set) {
+               bool channels_last, int element, int parameter_element, int activation, bool unbiased, double eps,
+               int threads, const char* instruction_set) {
   Problem p;
   p.samples = samples;
   p.channels = channels;
@@ -64,7 +65,7 @@ void construct(Call* self, std::int64_t samples, std::int64_t channels, std::int
   p.divisor = unbiased ? Divisor::unbiased : Divisor::biased;
   p.eps = eps;
   p.threads = threads;
-  new (self) Call{p, &primitive_table(instruction_set)};
+  new (self) Call{p, static_cast<ElementType>(parameter_element), &primitive_table(instruction_set)};
 }
 
 // The first samples * groups doubles at `address` are means, the next are variances.
@@ -75,15 +76,14 @@ Statistics statistics(const Problem& p, Address address) {
 using Step = void (*)(const Problem&, const Forward&, const PrimitiveTable&);
 
 template <Step step>
-void run_forward(const Call& call, Address x, Address weight, Address bias, int parameter_element, Address residual,
-                 Address y, Address moments) {
+void run_forward(const Call& call, Address x, Address weight, Address bias, Address residual, Address y,
+                 Address moments) {
   const Problem& p = call.problem;
-  const ElementType element = static_cast<ElementType>(parameter_element);
   const nb::gil_scoped_release release;
   std::vector<double> unwanted(moments ? 0 : static_cast<std::size_t>(2 * p.samples * p.groups));
   if (!moments) moments = reinterpret_cast<Address>(unwanted.data());
-  step(p, {pointer(x), {pointer(weight), element}, {pointer(bias), element}, pointer(residual), pointer(y),
-           statistics(p, moments)},
+  step(p, {pointer(x), {pointer(weight), call.parameter}, {pointer(bias), call.parameter}, pointer(residual),
+           pointer(y), statistics(p, moments)},
        *call.kernels);
 }
 
@@ -94,19 +94,18 @@ void store(Address to, const double* values, std::int64_t count, ElementType par
   else std::transform(values, values + count, pointer<float>(to), [](double v) { return static_cast<float>(v); });
 }
 
-void run_backward(const Call& call, Address dy, Address x, Address weight, Address bias, int parameter_element,
-                  Address residual, Address moments, Address dx, Address dresidual, Address dweight, Address dbias) {
+void run_backward(const Call& call, Address dy, Address x, Address weight, Address bias, Address residual,
+                  Address moments, Address dx, Address dresidual, Address dweight, Address dbias) {
   const Problem& p = call.problem;
-  const ElementType element = static_cast<ElementType>(parameter_element);
   const nb::gil_scoped_release release;
   std::vector<double> sums(dweight || dbias ? static_cast<std::size_t>(2 * p.channels) : 0);
   double* const of_weight = sums.empty() ? nullptr : sums.data();
   double* const of_bias = sums.empty() ? nullptr : of_weight + p.channels;
-  backward(p, {pointer(dy), pointer(x), {pointer(weight), element}, {pointer(bias), element}, pointer(residual),
-               statistics(p, moments), pointer(dx), pointer(dresidual), of_weight, of_bias},
+  backward(p, {pointer(dy), pointer(x), {pointer(weight), call.parameter}, {pointer(bias), call.parameter},
+               pointer(residual), statistics(p, moments), pointer(dx), pointer(dresidual), of_weight, of_bias},
            *call.kernels);
-  store(dweight, of_weight, p.channels, element);
-  store(dbias, of_bias, p.channels, element);
+  store(dweight, of_weight, p.channels, call.parameter);
+  store(dbias, of_bias, p.channels, call.parameter);
 }
 
 }  // namespace
@@ -125,8 +124,8 @@ NB_MODULE(_core, m) {
 
   nb::class_<Call>(m, "Problem", "Sizes, types and settings of a call; see group_norm.hpp.")
       .def("__init__", &construct, nb::arg("samples"), nb::arg("channels"), nb::arg("spatial"), nb::arg("groups"),
-           nb::arg("channels_last"), nb::arg("element"), nb::arg("activation"), nb::arg("unbiased"), nb::arg("eps"),
-           nb::arg("threads"), nb::arg("instruction_set") = "");
+           nb::arg("channels_last"), nb::arg("element"), nb::arg("parameter_element"), nb::arg("activation"),
+           nb::arg("unbiased"), nb::arg("eps"), nb::arg("threads"), nb::arg("instruction_set") = "");
   nb::class_<Doubles>(m, "Doubles", "Room for some float64 values, for as long as it lives.")
       .def(nb::init<std::size_t>(), nb::arg("count"))
       .def_prop_ro("address", &Doubles::address);

@@ -30,6 +30,10 @@ class Kernel:
     threads: int = 1
     eps: float = 1e-5
 
+    @property
+    def parameter(self) -> type[np.floating[Any]]:
+        return np.float64 if self.dtype == "float64" else np.float32
+
     def stored(self, values: npt.ArrayLike) -> Array:
         """`values` as the kernel reads them; bfloat16 as 16-bit patterns, for NumPy has no such type."""
         array = np.asarray(values, np.float64)
@@ -63,6 +67,7 @@ class Kernel:
             groups,
             self.channels_last,
             element,
+            int(self.parameter is np.float64),
             number,
             False,
             self.eps,
@@ -82,18 +87,20 @@ class Kernel:
     ) -> dict[str, npt.NDArray[np.float64]]:
         """y, and the gradients where `dy` is given. Outputs start as NaN, so that a skipped element shows."""
         problem = self.problem(x, groups, activation)
-        parameter = np.float64 if self.dtype == "float64" else np.float32
-        w, b = (None if p is None else p.astype(parameter) for p in (weight, bias))
+        w, b = (None if p is None else p.astype(self.parameter) for p in (weight, bias))
         stored, skip = self.stored(x), None if residual is None else self.stored(residual)
-        element = int(parameter is np.float64)
         y, moments = self.nan_like(stored), np.full((2, x.shape[0] * groups), np.nan)
-        _core.forward(problem, at(stored), at(w), at(b), element, at(skip), at(y), at(moments))
+        _core.forward(problem, at(stored), at(w), at(b), at(skip), at(y), at(moments))
         result = {"y": self.read(y)}
         if dy is not None:
-            upstream, dx, sums = self.stored(dy), self.nan_like(stored), np.full((2, x.shape[1]), np.nan, parameter)
+            upstream, dx, sums = (
+                self.stored(dy),
+                self.nan_like(stored),
+                np.full((2, x.shape[1]), np.nan, self.parameter),
+            )
             through = self.nan_like(stored) if residual is not None and activation else None
             _core.backward(
-                problem, at(upstream), at(stored), at(w), at(b), element, at(skip), at(moments), at(dx), at(through),
+                problem, at(upstream), at(stored), at(w), at(b), at(skip), at(moments), at(dx), at(through),
                 at(sums[0]), at(sums[1]),
             )  # fmt: skip
             result |= {"input": self.read(dx), "weight": sums[0], "bias": sums[1]}

@@ -8,37 +8,41 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-__all__ = ["ELEMENTS", "PLAIN", "agrees", "is_plain_eager", "reasons_against", "serves"]
+__all__ = ["ELEMENTS", "PLAIN", "agrees", "is_plain_eager", "is_readable", "reasons_against", "serves"]
 
 # The numbers are those of the enumerations in cpp/element_types.hpp.
 ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 #: Subclasses may keep their values elsewhere, or want to see the operators.
 PLAIN = (Tensor, nn.Parameter)
-_FUNCTORCH: Any = torch._C._functorch
+_C: Any = torch._C
+# Bound once: a small norm takes little longer than finding them by name.
+_is_compiling = torch.compiler.is_compiling
+_is_tracing = _C._is_tracing
+_are_functorch_transforms_active = _C._are_functorch_transforms_active
+_len_torch_dispatch_stack = _C._len_torch_dispatch_stack
+_len_torch_function_stack = _C._len_torch_function_stack
 
 
 def is_plain_eager() -> bool:
     """Whether operators run as they are called: no tracer, exporter, functional transform or forward-mode AD."""
     return not (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or _FUNCTORCH.peek_interpreter_stack() is not None
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
+        _is_compiling()
+        or _is_tracing()
+        or _are_functorch_transforms_active()
+        or _len_torch_dispatch_stack()
+        or _len_torch_function_stack()
         or forward_ad._current_level >= 0
     )
 
 
 def serves(tensor: Tensor) -> bool:
-    """Whether the kernels can read `tensor`; its dtype and memory format are then handled."""
-    return (
-        type(tensor) in PLAIN
-        and tensor.is_cpu
-        and tensor.dtype in ELEMENTS
-        and tensor.layout is torch.strided
-        and tensor.numel() > 0
-        and not tensor.is_neg()
-    )
+    """Whether the kernels can read `tensor`; its memory format is then handled."""
+    return is_readable(tensor) and tensor.dtype in ELEMENTS and tensor.numel() > 0
+
+
+def is_readable(tensor: Tensor) -> bool:
+    """What `serves` asks that does not follow from shape and dtype."""
+    return type(tensor) in PLAIN and tensor.is_cpu and tensor.layout is torch.strided and not tensor.is_neg()
 
 
 def agrees(residual: Tensor, x: Tensor) -> bool:
@@ -49,11 +53,11 @@ def agrees(residual: Tensor, x: Tensor) -> bool:
 def reasons_against(tensor: Tensor) -> list[str]:
     """Why a call with `tensor` would not use the kernels; empty where it would."""
     checks = [
-        (torch.compiler.is_compiling(), "torch.compile or torch.export is tracing"),
-        (torch._C._get_tracing_state() is not None, "torch.jit or the ONNX exporter is tracing"),
-        (_FUNCTORCH.peek_interpreter_stack() is not None, "a torch.func transform (vmap, grad, jvp, ...) is active"),
-        (torch._C._len_torch_dispatch_stack() > 0, "a TorchDispatchMode is active"),
-        (torch._C._len_torch_function_stack() > 0, "a TorchFunctionMode is active"),
+        (_is_compiling(), "torch.compile or torch.export is tracing"),
+        (_is_tracing(), "torch.jit or the ONNX exporter is tracing"),
+        (_are_functorch_transforms_active(), "a torch.func transform (vmap, grad, jvp, ...) is active"),
+        (_len_torch_dispatch_stack() > 0, "a TorchDispatchMode is active"),
+        (_len_torch_function_stack() > 0, "a TorchFunctionMode is active"),
         (forward_ad._current_level >= 0, "forward-mode AD is active"),
         (type(tensor) not in PLAIN, f"the tensor is a {type(tensor).__name__}, a subclass"),
         (not tensor.is_cpu, f"the tensor is on {tensor.device}; the kernels are for the CPU"),

@@ -60,7 +60,7 @@ def backward(grad_output: Tensor, weight: Tensor, moments: Tensor, variant: str,
 
 def _forward(problem: Any, weight: Tensor, moments: int) -> Tensor:
     output = torch.empty_like(weight)
-    _core.forward(problem, weight.data_ptr(), 0, 0, 0, 0, output.data_ptr(), moments)
+    _core.forward(problem, weight.data_ptr(), 0, 0, 0, output.data_ptr(), moments)
     return output
 
 
@@ -68,8 +68,7 @@ def _backward(problem: Any, grad_output: Tensor, weight: Tensor, moments: int) -
     if grad_output.stride() != weight.stride():
         grad_output = torch.empty_like(weight).copy_(grad_output)
     grad = torch.empty_like(weight)
-    address = weight.data_ptr()
-    _core.backward(problem, grad_output.data_ptr(), address, 0, 0, 0, 0, moments, grad.data_ptr(), 0, 0, 0)
+    _core.backward(problem, grad_output.data_ptr(), weight.data_ptr(), 0, 0, 0, moments, grad.data_ptr(), 0, 0, 0)
     return grad
 
 
@@ -89,6 +88,7 @@ def _problem(weight: Tensor, variant: str, eps: float) -> Any:
         1,
         False,
         ELEMENTS[weight.dtype],
+        0,
         0,
         variant == "qiao",
         eps,

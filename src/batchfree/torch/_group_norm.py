@@ -59,23 +59,26 @@ def group_norm(
     """
     if (
         _eligibility.is_plain_eager()
-        and _eligibility.serves(input)
+        and _eligibility.is_readable(input)
         and (residual is None or (_eligibility.agrees(residual, input) and residual.shape == input.shape))
         and (weight is None or (type(weight) in _eligibility.PLAIN and weight.is_cpu))
         and (bias is None or (type(bias) in _eligibility.PLAIN and bias.is_cpu))
     ):
         plan = _plan(
             input.shape,
-            input.stride(),
+            input.is_contiguous() or input.stride(),
             input.dtype,
             num_groups,
-            None if weight is None else (weight.shape, weight.dtype),
-            None if bias is None else (bias.shape, bias.dtype),
+            None if weight is None else weight.shape,
+            None if weight is None else weight.dtype,
+            None if bias is None else bias.shape,
+            None if bias is None else bias.dtype,
             eps,
             activation,
             torch.get_num_threads(),
         )
-        return _kernel.group_norm(input, weight, bias, residual, plan)
+        if plan is not None:
+            return _kernel.group_norm(input, weight, bias, residual, plan)
     if not torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]  # there sizes are tensors
         check_arguments(input, num_groups, weight, bias, eps, activation, residual)
         _check_values(input, num_groups)
@@ -84,31 +87,36 @@ def group_norm(
     return _formula.group_norm(input, num_groups, weight, bias, eps, activation, residual)
 
 
-# The shape and dtype of weight or bias.
-_Parameter: TypeAlias = tuple[torch.Size, torch.dtype] | None
-
-
 @functools.lru_cache(maxsize=1024)
 def _plan(
     shape: torch.Size,
-    strides: tuple[int, ...],
+    strides: tuple[int, ...] | Literal[True],
     dtype: torch.dtype,
     num_groups: int,
-    weight: _Parameter,
-    bias: _Parameter,
+    weight_shape: torch.Size | None,
+    weight_dtype: torch.dtype | None,
+    bias_shape: torch.Size | None,
+    bias_dtype: torch.dtype | None,
     eps: float,
     activation: str | None,
     threads: int,
-) -> _kernel.Plan:
-    """Checks and prepares a call, once for all calls of one kind: a small norm takes less time than its checks."""
+) -> _kernel.Plan | None:
+    """Checks and prepares a call, once for all calls of one kind: a small norm takes less time than its checks.
 
-    def without_values(parameter: _Parameter) -> Tensor | None:
-        return None if parameter is None else torch.empty(parameter[0], dtype=parameter[1], device="meta")
+    `strides` is `True` for a contiguous input. `None` says that the kernels do not serve such inputs.
+    """
 
-    like_input = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
-    check_arguments(like_input, num_groups, without_values(weight), without_values(bias), eps, activation)
-    _check_values(like_input, num_groups)
-    return _kernel.Plan(like_input, num_groups, activation, eps, threads)
+    if strides is True:
+        input = torch.empty(shape, dtype=dtype, device="meta")
+    else:
+        input = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+    weight = None if weight_shape is None else torch.empty(weight_shape, dtype=weight_dtype, device="meta")
+    bias = None if bias_shape is None else torch.empty(bias_shape, dtype=bias_dtype, device="meta")
+    check_arguments(input, num_groups, weight, bias, eps, activation)
+    _check_values(input, num_groups)
+    if dtype not in _eligibility.ELEMENTS or input.numel() == 0:
+        return None
+    return _kernel.Plan(input, num_groups, weight, bias, eps, activation, threads=threads)
 
 
 # One node of the graph that torch.fx traces, as torch's own layer is.

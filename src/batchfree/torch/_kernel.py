@@ -32,13 +32,39 @@ _ACTIVATIONS = {None: 0, "relu": 1, "silu": 2, "gelu": 3, "gelu_tanh": 4}
 class Plan:
     """What follows from a call's shapes, types and settings alone: the same for all calls of one kind."""
 
-    __slots__ = ("activation", "copies_to", "eps", "is_channels_last", "num_groups", "problem")
+    __slots__ = ("activation", "copies_to", "eps", "is_channels_last", "num_groups", "num_moments", "problem", "rounds")
 
-    def __init__(self, x: Tensor, num_groups: int, activation: str | None, eps: float, threads: int) -> None:
-        """`x` gives shape, strides and dtype; its values play no part, and it may have none."""
+    def __init__(
+        self,
+        x: Tensor,
+        num_groups: int,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1.0,
+        activation: str | None = None,
+        *,
+        threads: int,
+    ) -> None:
+        """The tensors give shape, strides and dtype; their values play no part, and they may have none."""
         arranged, self.is_channels_last = dense(x)
         self.copies_to = None if arranged is x else _LAST[x.dim()] if self.is_channels_last else torch.contiguous_format
-        self.problem = _problem(x, num_groups, self.is_channels_last, activation, eps, threads)
+        samples, channels = x.shape[:2]
+        parameter = weight if weight is not None else bias  # if both are given, of one dtype
+        self.rounds = parameter is not None and parameter.dtype not in (torch.float32, torch.float64)
+        self.problem = _core.Problem(
+            samples,
+            channels,
+            x.numel() // (samples * channels),
+            num_groups,
+            self.is_channels_last,
+            ELEMENTS[x.dtype],
+            0 if parameter is None else ELEMENTS[parameter.dtype],
+            _ACTIVATIONS[activation],
+            False,
+            eps,
+            threads,
+        )
+        self.num_moments = 2 * samples * num_groups
         self.num_groups = num_groups
         self.activation = activation
         self.eps = eps
@@ -48,9 +74,12 @@ def group_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: 
     """act(GN(x) [+ residual]) by the kernels. `serves(x)`, and the arguments are checked and are those of `plan`."""
     if plan.copies_to is not None:
         x = x.contiguous(memory_format=plan.copies_to)
-    weight, bias = _side_by_side(weight), _side_by_side(bias)
+    if weight is not None:
+        weight = weight.contiguous()
+    if bias is not None:
+        bias = bias.contiguous()
     if residual is not None:
-        residual = _like(residual, plan.is_channels_last)
+        residual = _like(residual, plan)
     if torch.is_grad_enabled() and (
         x.requires_grad
         or (weight is not None and weight.requires_grad)
@@ -59,7 +88,7 @@ def group_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: 
     ):
         output: Tensor = _GroupNorm.apply(x, weight, bias, residual, plan)
         return output
-    return _forward(plan.problem, x, weight, bias, residual, 0)
+    return _forward(plan, x, weight, bias, residual, 0)
 
 
 def forward(
@@ -72,14 +101,13 @@ def forward(
     residual: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The output, and the moments that `backward` needs; any strides, no autograd."""
-    x, is_channels_last = dense(x)
+    x, _ = dense(x)
     moments = torch.empty(2 * x.shape[0] * num_groups, dtype=torch.float64)
     if x.numel() == 0:
         return torch.empty_like(x), moments
-    skip = None if residual is None else _like(residual, is_channels_last)
-    problem = _problem(x, num_groups, is_channels_last, activation, eps, torch.get_num_threads())
-    weight, bias = _side_by_side(weight), _side_by_side(bias)
-    return _forward(problem, x, weight, bias, skip, moments.data_ptr()), moments
+    plan = Plan(x, num_groups, weight, bias, eps, activation, threads=torch.get_num_threads())
+    skip = None if residual is None else _like(residual, plan)
+    return _forward(plan, x, _side_by_side(weight), _side_by_side(bias), skip, moments.data_ptr()), moments
 
 
 def backward(
@@ -95,47 +123,27 @@ def backward(
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x, weight, bias and residual where `wanted`, from what `forward` was given and gave."""
-    x, is_channels_last = dense(x)
+    x, _ = dense(x)
     if x.numel() == 0:
         return tuple(
             torch.zeros_like(t) if w and t is not None else None
             for t, w in zip((x, weight, bias, x), wanted, strict=True)
         )
-    skip = None if residual is None or activation is None else _like(residual, is_channels_last)
-    problem = _problem(x, num_groups, is_channels_last, activation, eps, torch.get_num_threads())
+    plan = Plan(x, num_groups, weight, bias, eps, activation, threads=torch.get_num_threads())
+    skip = None if residual is None or activation is None else _like(residual, plan)
     weight, bias = _side_by_side(weight), _side_by_side(bias)
-    return _backward(problem, grad_output, x, weight, bias, skip, moments.data_ptr(), wanted)
-
-
-def _problem(
-    x: Tensor, num_groups: int, is_channels_last: bool, activation: str | None, eps: float, threads: int
-) -> Any:
-    samples, channels = x.shape[:2]
-    return _core.Problem(
-        samples,
-        channels,
-        x.numel() // (samples * channels),
-        num_groups,
-        is_channels_last,
-        ELEMENTS[x.dtype],
-        _ACTIVATIONS[activation],
-        False,
-        eps,
-        threads,
-    )
+    return _backward(plan, grad_output, x, weight, bias, skip, moments.data_ptr(), wanted)
 
 
 def _forward(
-    problem: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, moments: int
+    plan: Plan, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, moments: int
 ) -> Tensor:
     output = torch.empty_like(x)
-    weight_address, bias_address, element = _parameters(weight, bias)
     _core.forward(
-        problem,
+        plan.problem,
         x.data_ptr(),
-        weight_address,
-        bias_address,
-        element,
+        0 if weight is None else weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
         0 if residual is None else residual.data_ptr(),
         output.data_ptr(),
         moments,
@@ -150,8 +158,8 @@ class _GroupNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, plan: Plan
     ) -> Tensor:
-        moments = _core.Doubles(2 * x.shape[0] * plan.num_groups)
-        output = _forward(plan.problem, x, weight, bias, residual, moments.address)
+        moments = _core.Doubles(plan.num_moments)
+        output = _forward(plan, x, weight, bias, residual, moments.address)
         # Without an activation nothing depends on the residual.
         ctx.save_for_backward(x, weight, bias, None if plan.activation is None else residual)
         ctx.settings = plan, moments
@@ -165,11 +173,11 @@ class _GroupNorm(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True: somebody differentiates the gradient
             arguments = x, plan.num_groups, weight, bias, plan.eps, plan.activation, residual
             return *differentiable_backward(grad_output, *arguments, wanted), None
-        return *_backward(plan.problem, grad_output, x, weight, bias, residual, moments.address, wanted), None
+        return *_backward(plan, grad_output, x, weight, bias, residual, moments.address, wanted[:4]), None
 
 
 def _backward(
-    problem: Any,
+    plan: Plan,
     grad_output: Tensor,
     x: Tensor,
     weight: Tensor | None,
@@ -178,21 +186,19 @@ def _backward(
     moments: int,
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    wants_input, wants_weight, wants_bias, wants_residual, *_ = wanted
-    upstream = _like(grad_output, not x.is_contiguous())
+    wants_input, wants_weight, wants_bias, wants_residual = wanted
+    upstream = _like(grad_output, plan)
     through = wants_residual and residual is not None
     grad_input = torch.empty_like(x) if wants_input or through else None
     grad_residual = torch.empty_like(x) if through else None
-    grad_weight = _room_for_gradient(weight) if wants_weight and weight is not None else None
-    grad_bias = _room_for_gradient(bias) if wants_bias and bias is not None else None
-    weight_address, bias_address, element = _parameters(weight, bias)
+    grad_weight = _room_for_sums(weight, plan) if wants_weight and weight is not None else None
+    grad_bias = _room_for_sums(bias, plan) if wants_bias and bias is not None else None
     _core.backward(
-        problem,
+        plan.problem,
         upstream.data_ptr(),
         x.data_ptr(),
-        weight_address,
-        bias_address,
-        element,
+        0 if weight is None else weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
         0 if residual is None else residual.data_ptr(),
         moments,
         0 if grad_input is None else grad_input.data_ptr(),
@@ -200,25 +206,20 @@ def _backward(
         0 if grad_weight is None else grad_weight.data_ptr(),
         0 if grad_bias is None else grad_bias.data_ptr(),
     )
+    if plan.rounds:  # then the parameters' dtype is that of `x`
+        grad_weight = None if grad_weight is None else grad_weight.to(x.dtype)
+        grad_bias = None if grad_bias is None else grad_bias.to(x.dtype)
     return (
         grad_input if wants_input else None,
-        _rounded(grad_weight, weight),
-        _rounded(grad_bias, bias),
+        grad_weight,
+        grad_bias,
         (grad_residual if through else upstream) if wants_residual else None,
     )
 
 
-def _room_for_gradient(parameter: Tensor) -> Tensor:
-    """The core adds in float64 and rounds to float32 at least; 16-bit parameters round once more."""
-    if parameter.dtype in (torch.float32, torch.float64):
-        return torch.empty_like(parameter)
-    return torch.empty_like(parameter, dtype=torch.float32)
-
-
-def _rounded(gradient: Tensor | None, parameter: Tensor | None) -> Tensor | None:
-    if gradient is None or parameter is None or gradient.dtype is parameter.dtype:
-        return gradient
-    return gradient.to(parameter.dtype)
+def _room_for_sums(parameter: Tensor, plan: Plan) -> Tensor:
+    """The core adds in float64 and rounds to float32 at least; the gradients of 16-bit parameters round once more."""
+    return torch.empty_like(parameter, dtype=torch.float32) if plan.rounds else torch.empty_like(parameter)
 
 
 def differentiable_backward(
@@ -248,10 +249,10 @@ def differentiable_backward(
 
 def moments(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
     """Mean and biased variance (N, G) in float64. `serves(x)`."""
-    x, is_channels_last = dense(x)
-    problem = _problem(x, num_groups, is_channels_last, None, 1.0, torch.get_num_threads())  # eps plays no part
+    x, _ = dense(x)
+    plan = Plan(x, num_groups, threads=torch.get_num_threads())
     found = torch.empty(2, x.shape[0], num_groups, dtype=torch.float64)
-    _core.moments(problem, x.data_ptr(), 0, 0, 0, 0, 0, found.data_ptr())
+    _core.moments(plan.problem, x.data_ptr(), 0, 0, 0, 0, found.data_ptr())
     return found[0], found[1]
 
 
@@ -266,19 +267,17 @@ def apply(
     residual: Tensor | None,
 ) -> Tensor:
     """act((x - mean) * rstd * weight + bias [+ residual]) by the kernels, without gradients. `serves(x)`."""
-    x, is_channels_last = dense(x)
+    x, _ = dense(x)
     weight, bias = _side_by_side(weight), _side_by_side(bias)
-    problem = _problem(x, mean.shape[1], is_channels_last, activation, eps, torch.get_num_threads())
+    plan = Plan(x, mean.shape[1], weight, bias, eps, activation, threads=torch.get_num_threads())
     statistics = torch.stack([mean.double(), variance.double()])
     output = torch.empty_like(x)
-    weight_address, bias_address, element = _parameters(weight, bias)
-    skip = None if residual is None else _like(residual, is_channels_last)
+    skip = None if residual is None else _like(residual, plan)
     _core.apply(
-        problem,
+        plan.problem,
         x.data_ptr(),
-        weight_address,
-        bias_address,
-        element,
+        0 if weight is None else weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
         0 if skip is None else skip.data_ptr(),
         output.data_ptr(),
         statistics.data_ptr(),
@@ -306,20 +305,8 @@ def _side_by_side(parameter: Tensor | None) -> Tensor | None:
     return parameter if parameter is None or parameter.is_contiguous() else parameter.contiguous()
 
 
-def _like(tensor: Tensor, is_channels_last: bool) -> Tensor:
-    return tensor.contiguous(memory_format=_LAST[tensor.dim()]) if is_channels_last else tensor.contiguous()
+def _like(tensor: Tensor, plan: Plan) -> Tensor:
+    return tensor.contiguous(memory_format=_LAST[tensor.dim()]) if plan.is_channels_last else tensor.contiguous()
 
 
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
-def _parameters(weight: Tensor | None, bias: Tensor | None) -> tuple[int, int, int]:
-    """Addresses, and the number of the type that both share."""
-    given = weight if weight is not None else bias
-    if given is None:
-        return 0, 0, 0
-    return (
-        0 if weight is None else weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        ELEMENTS[given.dtype],
-    )

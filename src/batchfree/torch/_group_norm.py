@@ -106,17 +106,16 @@ def _plan(
     `strides` is `True` for a contiguous input. `None` says that the kernels do not serve such inputs.
     """
 
-    if strides is True:
-        input = torch.empty(shape, dtype=dtype, device="meta")
-    else:
-        input = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+    x = torch.empty(shape, dtype=dtype, device="meta")
+    if strides is not True:
+        x = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
     weight = None if weight_shape is None else torch.empty(weight_shape, dtype=weight_dtype, device="meta")
     bias = None if bias_shape is None else torch.empty(bias_shape, dtype=bias_dtype, device="meta")
-    check_arguments(input, num_groups, weight, bias, eps, activation)
-    _check_values(input, num_groups)
-    if dtype not in _eligibility.ELEMENTS or input.numel() == 0:
+    check_arguments(x, num_groups, weight, bias, eps, activation)
+    _check_values(x, num_groups)
+    if dtype not in _eligibility.ELEMENTS or x.numel() == 0:
         return None
-    return _kernel.Plan(input, num_groups, weight, bias, eps, activation, threads=threads)
+    return _kernel.Plan(x, num_groups, weight, bias, eps, activation, threads=threads)
 
 
 # One node of the graph that torch.fx traces, as torch's own layer is.

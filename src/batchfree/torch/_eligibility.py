@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-__all__ = ["ELEMENTS", "PLAIN", "agrees", "is_plain_eager", "is_readable", "reasons_against", "serves"]
+__all__ = [
+    "ELEMENTS",
+    "PLAIN",
+    "agrees",
+    "is_plain_eager",
+    "is_readable",
+    "reasons_against",
+    "serves",
+    "serves_kind",
+    "without_values",
+]
 
 # The numbers are those of the enumerations in cpp/element_types.hpp.
 ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -37,12 +47,24 @@ def is_plain_eager() -> bool:
 
 def serves(tensor: Tensor) -> bool:
     """Whether the kernels can read `tensor`; its memory format is then handled."""
-    return is_readable(tensor) and tensor.dtype in ELEMENTS and tensor.numel() > 0
+    return is_readable(tensor) and serves_kind(tensor)
 
 
 def is_readable(tensor: Tensor) -> bool:
-    """What `serves` asks that does not follow from shape and dtype."""
+    """The part of `serves` that does not follow from shape and dtype."""
     return type(tensor) in PLAIN and tensor.is_cpu and tensor.layout is torch.strided and not tensor.is_neg()
+
+
+def serves_kind(tensor: Tensor) -> bool:
+    """The part of `serves` that follows from shape and dtype."""
+    return tensor.dtype in ELEMENTS and tensor.numel() > 0
+
+
+def without_values(shape: torch.Size, strides: tuple[int, ...] | Literal[True], dtype: torch.dtype) -> Tensor:
+    """What `shape`, `strides` and `dtype` say of a tensor; `True` for the strides of a contiguous one."""
+    if strides is True:
+        return torch.empty(shape, dtype=dtype, device="meta")
+    return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
 
 
 def agrees(residual: Tensor, x: Tensor) -> bool:

@@ -11,34 +11,61 @@ from batchfree import _core
 from batchfree.torch import _formula
 from batchfree.torch._eligibility import ELEMENTS
 
-__all__ = ["backward", "dense", "differentiable_backward", "forward", "standardize_weight"]
+__all__ = ["Plan", "backward", "dense", "differentiable_backward", "forward", "standardize_weight"]
 
 
-def standardize_weight(weight: Tensor, variant: str, eps: float) -> Tensor:
-    """The standardised filters by the kernels. `serves(weight)`, and the arguments are checked."""
-    weight = dense(weight)
-    problem = _problem(weight, variant, eps)
+class Plan:
+    """What follows from a call's shape, type and settings alone: the same for all calls of one kind."""
+
+    __slots__ = ("copies", "eps", "filters", "problem", "variant")
+
+    def __init__(self, weight: Tensor, variant: str, eps: float, threads: int) -> None:
+        """`weight` gives shape, strides and dtype; its values play no part, and it may have none."""
+        self.copies = dense(weight) is not weight
+        self.filters = weight.shape[0]
+        self.variant = variant
+        self.eps = eps
+        # Every filter a sample of one group: whatever the order of the fan-in, it is one run in memory.
+        self.problem = _core.Problem(
+            self.filters,
+            1,
+            weight.numel() // self.filters,
+            1,
+            False,
+            ELEMENTS[weight.dtype],
+            0,
+            0,
+            variant == "qiao",
+            eps,
+            threads,
+        )
+
+
+def standardize_weight(weight: Tensor, plan: Plan) -> Tensor:
+    """The standardised filters by the kernels. `serves(weight)`, and the arguments are checked and those of `plan`."""
+    if plan.copies:
+        weight = weight.contiguous()
     if torch.is_grad_enabled() and weight.requires_grad:
-        output: Tensor = _StandardizeWeight.apply(weight, problem, variant, eps)
+        output: Tensor = _StandardizeWeight.apply(weight, plan)
         return output
-    return _forward(problem, weight, 0)
+    return _forward(plan, weight, 0)
 
 
 class _StandardizeWeight(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, problem: Any, variant: str, eps: float) -> Tensor:
-        moments = _core.Doubles(2 * weight.shape[0])
+    def forward(ctx: Any, weight: Tensor, plan: Plan) -> Tensor:
+        moments = _core.Doubles(2 * plan.filters)
         ctx.save_for_backward(weight)
-        ctx.settings = problem, variant, eps, moments
-        return _forward(problem, weight, moments.address)
+        ctx.settings = plan, moments
+        return _forward(plan, weight, moments.address)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, None]:
         (weight,) = ctx.saved_tensors
-        problem, variant, eps, moments = ctx.settings
+        plan, moments = ctx.settings
         if torch.is_grad_enabled():
-            return differentiable_backward(grad_output, weight, variant, eps), None, None, None
-        return _backward(problem, grad_output, weight, moments.address), None, None, None
+            return differentiable_backward(grad_output, weight, plan.variant, plan.eps), None
+        return _backward(plan, grad_output, weight, moments.address), None
 
 
 def forward(weight: Tensor, variant: str, eps: float) -> tuple[Tensor, Tensor]:
@@ -47,7 +74,7 @@ def forward(weight: Tensor, variant: str, eps: float) -> tuple[Tensor, Tensor]:
     moments = torch.empty(2 * weight.shape[0], dtype=torch.float64)
     if weight.numel() == 0:
         return torch.empty_like(weight), moments
-    return _forward(_problem(weight, variant, eps), weight, moments.data_ptr()), moments
+    return _forward(Plan(weight, variant, eps, torch.get_num_threads()), weight, moments.data_ptr()), moments
 
 
 def backward(grad_output: Tensor, weight: Tensor, moments: Tensor, variant: str, eps: float) -> Tensor:
@@ -55,20 +82,20 @@ def backward(grad_output: Tensor, weight: Tensor, moments: Tensor, variant: str,
     weight = dense(weight)
     if weight.numel() == 0:
         return torch.empty_like(weight)
-    return _backward(_problem(weight, variant, eps), grad_output, weight, moments.data_ptr())
+    return _backward(Plan(weight, variant, eps, torch.get_num_threads()), grad_output, weight, moments.data_ptr())
 
 
-def _forward(problem: Any, weight: Tensor, moments: int) -> Tensor:
+def _forward(plan: Plan, weight: Tensor, moments: int) -> Tensor:
     output = torch.empty_like(weight)
-    _core.forward(problem, weight.data_ptr(), 0, 0, 0, output.data_ptr(), moments)
+    _core.forward(plan.problem, weight.data_ptr(), 0, 0, 0, output.data_ptr(), moments)
     return output
 
 
-def _backward(problem: Any, grad_output: Tensor, weight: Tensor, moments: int) -> Tensor:
+def _backward(plan: Plan, grad_output: Tensor, weight: Tensor, moments: int) -> Tensor:
     if grad_output.stride() != weight.stride():
         grad_output = torch.empty_like(weight).copy_(grad_output)
     grad = torch.empty_like(weight)
-    _core.backward(problem, grad_output.data_ptr(), weight.data_ptr(), 0, 0, 0, moments, grad.data_ptr(), 0, 0, 0)
+    _core.backward(plan.problem, grad_output.data_ptr(), weight.data_ptr(), 0, 0, 0, moments, grad.data_ptr(), 0, 0, 0)
     return grad
 
 
@@ -76,24 +103,6 @@ def differentiable_backward(grad_output: Tensor, weight: Tensor, variant: str, e
     """The gradient of `weight` as a function of it and of `grad_output`."""
     output = _formula.standardize_weight(weight, variant, eps)
     return torch.autograd.grad(output, weight, grad_output, create_graph=True)[0]
-
-
-def _problem(weight: Tensor, variant: str, eps: float) -> Any:
-    """Every filter a sample of one group: whatever the order of the fan-in, it is one run in memory."""
-    filters = weight.shape[0]
-    return _core.Problem(
-        filters,
-        1,
-        weight.numel() // filters,
-        1,
-        False,
-        ELEMENTS[weight.dtype],
-        0,
-        0,
-        variant == "qiao",
-        eps,
-        torch.get_num_threads(),
-    )
 
 
 def dense(weight: Tensor) -> Tensor:

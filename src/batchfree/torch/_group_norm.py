@@ -101,21 +101,15 @@ def _plan(
     activation: str | None,
     threads: int,
 ) -> _kernel.Plan | None:
-    """Checks and prepares a call, once for all calls of one kind: a small norm takes less time than its checks.
-
-    `strides` is `True` for a contiguous input. `None` says that the kernels do not serve such inputs.
-    """
-
-    x = torch.empty(shape, dtype=dtype, device="meta")
-    if strides is not True:
-        x = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+    """Checks and prepares a call, once for all calls of one kind: a small norm takes less time than its checks."""
+    like_input = _eligibility.without_values(shape, strides, dtype)
     weight = None if weight_shape is None else torch.empty(weight_shape, dtype=weight_dtype, device="meta")
     bias = None if bias_shape is None else torch.empty(bias_shape, dtype=bias_dtype, device="meta")
-    check_arguments(x, num_groups, weight, bias, eps, activation)
-    _check_values(x, num_groups)
-    if dtype not in _eligibility.ELEMENTS or x.numel() == 0:
+    check_arguments(like_input, num_groups, weight, bias, eps, activation)
+    _check_values(like_input, num_groups)
+    if not _eligibility.serves_kind(like_input):
         return None
-    return _kernel.Plan(x, num_groups, weight, bias, eps, activation, threads=threads)
+    return _kernel.Plan(like_input, num_groups, weight, bias, eps, activation, threads=threads)
 
 
 # One node of the graph that torch.fx traces, as torch's own layer is.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Literal, TypeAlias, TypeVar
 
@@ -40,15 +41,30 @@ def standardize_weight(weight: Tensor, variant: Variant = "bit", eps: float | No
     >>> standardize_weight(torch.randn(8, 3, 3, 3)).mean(dim=(1, 2, 3)).abs().max() < 1e-6
     tensor(True)
     """
-    eps = _check_variant(variant, eps)
-    _check_fan_in(math.prod(weight.shape[1:]), tuple(weight.shape))
-    if weight.is_cpu and not weight.is_contiguous():
-        check_size(weight)
-    if _eligibility.is_plain_eager() and _eligibility.serves(weight):
-        return _filter_kernel.standardize_weight(weight, variant, eps)
+    if _eligibility.is_plain_eager() and _eligibility.is_readable(weight):
+        strides = weight.is_contiguous() or weight.stride()
+        plan = _plan(weight.shape, strides, weight.dtype, variant, eps, torch.get_num_threads())
+        if plan is not None:
+            return _filter_kernel.standardize_weight(weight, plan)
+    eps = _check_arguments(weight, variant, eps)
     if _operators.is_wanted() and _operators.serves(weight):
         return _operators.standardize_weight(weight, variant, eps)
     return _formula.standardize_weight(weight, variant, eps)
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(
+    shape: torch.Size,
+    strides: tuple[int, ...] | Literal[True],
+    dtype: torch.dtype,
+    variant: str,
+    eps: float | None,
+    threads: int,
+) -> _filter_kernel.Plan | None:
+    """Checks and prepares a call, once for all calls of one kind, as `_group_norm` does."""
+    weight = _eligibility.without_values(shape, strides, dtype)
+    eps = _check_arguments(weight, variant, eps)
+    return _filter_kernel.Plan(weight, variant, eps, threads) if _eligibility.serves_kind(weight) else None
 
 
 WSConvT = TypeVar("WSConvT", bound="StandardizedConv")
@@ -274,6 +290,14 @@ class WSConv3d(StandardizedConv, nn.Conv3d):
             dtype,
         )
         self._standardize_with(variant, eps, affine)
+
+
+def _check_arguments(weight: Tensor, variant: str, eps: float | None) -> float:
+    eps = _check_variant(variant, eps)
+    _check_fan_in(math.prod(weight.shape[1:]), tuple(weight.shape))
+    if (weight.is_cpu or weight.is_meta) and not weight.is_contiguous():
+        check_size(weight)
+    return eps
 
 
 def _check_variant(variant: str, eps: float | None) -> float:

@@ -37,6 +37,23 @@ def test_standardised_weights_and_their_gradients_match_reference(
     assert_close(gradient, wanted, dtype=name)
 
 
+def test_filters_of_one_shape_are_told_apart_by_layout_variant_and_eps() -> None:
+    values = tensor(6, 5, 3, 3) * 0.05
+    last, spread = values.contiguous(memory_format=torch.channels_last), torch.empty(6, 5, 3, 6)[..., ::2].copy_(values)
+    for eps in (None, 0.25):
+        for variant in ("bit", "qiao"):
+            wanted = reference.standardize_weight(values.numpy(), variant, eps)  # type: ignore[arg-type]
+            for weight in (values, last, spread):
+                assert_close(standardize_weight(weight, variant, eps), wanted)  # type: ignore[arg-type]
+
+
+def test_no_filters_at_all_are_standardised_to_none() -> None:
+    weight = torch.empty(0, 5, 3, 3, requires_grad=True)
+    y = standardize_weight(weight)
+    assert y.shape == weight.shape
+    assert torch.autograd.grad(y.sum(), weight)[0].shape == weight.shape
+
+
 @pytest.mark.parametrize("variant", ["bit", "qiao"])
 def test_standardised_weights_can_be_differentiated_twice(variant: str) -> None:
     weight = tensor(3, 2, 2, dtype=torch.float64).requires_grad_()

@@ -151,6 +151,20 @@ def test_overlapping_and_strided_inputs_are_right() -> None:
     assert group_norm(cropped, 2).is_contiguous(memory_format=torch.channels_last)
 
 
+def test_calls_of_one_shape_in_different_layouts_do_not_take_each_other_for_their_own() -> None:
+    values, dy, weight = tensor(2, 12, 6, 5), tensor(2, 12, 6, 5, seed=1), tensor(12, seed=2)
+    wanted = reference.group_norm(values, 3, weight.numpy())
+    wanted_gradient = reference.group_norm_backward(dy.numpy(), values.numpy(), 3, weight.numpy()).input
+    last = values.contiguous(memory_format=torch.channels_last)
+    spread = torch.empty(2, 12, 6, 10)[..., ::2].copy_(values)
+    for x in (values, last, spread, values.transpose(2, 3).contiguous().transpose(2, 3), values):
+        leaf = x.detach().requires_grad_()
+        y = group_norm(leaf, 3, weight)
+        assert is_ours(y)
+        assert_close(y, wanted)
+        assert_close(*torch.autograd.grad(y, leaf, dy), wanted_gradient)
+
+
 def test_fused_activation_keeps_one_activation_sized_tensor() -> None:
     kept: list[Tensor] = []
 

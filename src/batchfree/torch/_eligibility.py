@@ -68,8 +68,8 @@ def without_values(shape: torch.Size, strides: tuple[int, ...] | Literal[True], 
 
 
 def agrees(residual: Tensor, x: Tensor) -> bool:
-    """Whether the kernels can add `residual` to `x`: elsewhere torch's rules of type promotion hold."""
-    return residual.dtype is x.dtype and serves(residual)
+    """Whether the kernels that serve `x` can add `residual`: elsewhere torch's rules of type promotion hold."""
+    return residual.shape == x.shape and residual.dtype is x.dtype and is_readable(residual)
 
 
 def reasons_against(tensor: Tensor) -> list[str]:

@@ -74,10 +74,7 @@ def group_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: 
     """act(GN(x) [+ residual]) by the kernels. `serves(x)`, and the arguments are checked and are those of `plan`."""
     if plan.copies_to is not None:
         x = x.contiguous(memory_format=plan.copies_to)
-    if weight is not None:
-        weight = weight.contiguous()
-    if bias is not None:
-        bias = bias.contiguous()
+    weight, bias = _side_by_side(weight), _side_by_side(bias)
     if residual is not None:
         residual = _like(residual, plan)
     if torch.is_grad_enabled() and (
@@ -302,7 +299,7 @@ def dense(x: Tensor) -> tuple[Tensor, bool]:
 
 
 def _side_by_side(parameter: Tensor | None) -> Tensor | None:
-    return parameter if parameter is None or parameter.is_contiguous() else parameter.contiguous()
+    return None if parameter is None else parameter.contiguous()
 
 
 def _like(tensor: Tensor, plan: Plan) -> Tensor:

@@ -42,9 +42,9 @@ def test_filters_of_one_shape_are_told_apart_by_layout_variant_and_eps() -> None
     last, spread = values.contiguous(memory_format=torch.channels_last), torch.empty(6, 5, 3, 6)[..., ::2].copy_(values)
     for eps in (None, 0.25):
         for variant in ("bit", "qiao"):
-            wanted = reference.standardize_weight(values.numpy(), variant, eps)  # type: ignore[arg-type]
+            wanted = reference.standardize_weight(values.numpy(), variant, eps)
             for weight in (values, last, spread):
-                assert_close(standardize_weight(weight, variant, eps), wanted)  # type: ignore[arg-type]
+                assert_close(standardize_weight(weight, variant, eps), wanted)
 
 
 def test_no_filters_at_all_are_standardised_to_none() -> None:

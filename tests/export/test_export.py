@@ -78,6 +78,8 @@ def test_parquet_holds_the_same_numbers_with_their_types(out: Path, study: Sampl
     assert cells.column("norm_batch").to_pylist() == [8, 8, None, None, None]
     assert cells.column("zero_gamma").to_pylist() == [None, None, False, False, False]
     assert cells.column("error_percent").to_pylist() == [10.5, None, 9.0, None, None]
+    kinds = ("groups", "string"), ("validation_images", "int64"), ("learning_rate", "double"), ("num_groups", "string")
+    assert [str(cells.schema.field(name).type) for name, _ in kinds] == [kind for _, kind in kinds]
     assert cells.column("reason").to_pylist()[3] == ODD
     epochs = pyarrow.parquet.read_table(place / "epochs.parquet").to_pylist()
     assert math.isnan(epochs[0]["validation_loss"])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin
 
 from batchfree.errors import require
-from batchfree.records import CellConfig, CellRecord, CellResult, Cost, Environment, StudyRecord
+from batchfree.records import CellConfig, CellRecord, CellResult, Cost, Environment, EpochMetrics, StudyRecord
 
 __all__ = ["cell_table", "epoch_table", "write_csv", "write_parquet"]
 
@@ -17,28 +18,32 @@ Kind: TypeAlias = type[str] | type[int] | type[float] | type[bool]
 #: Column by column: its kind and its values.
 Table: TypeAlias = dict[str, tuple[Kind, list[Value]]]
 
-#: Kinds of the fields that are no text; a number that may also be a word ("auto") is text.
-_KINDS: dict[str, Kind] = {
-    **dict.fromkeys(
-        ("norm_batch", "channels_per_group", "sgd_batch", "workers", "epochs", "max_steps", "train_images",
-         "image_size", "stored_size", "seed", "threads", "steps", "peak_memory_bytes", "epoch"),
-        int,
-    ),
-    **dict.fromkeys(
-        ("learning_rate", "momentum", "weight_decay", "mixup", "rotation", "error_percent", "initial_error_percent",
-         "final_error_percent", "best_error_percent",
-         "recomputed_error_percent", "validation_loss", "train_loss", "seconds", "training_seconds",
-         "seconds_per_step"),
-        float,
-    ),
-    "zero_gamma": bool,
-    "keeps_weights": bool,
-}  # fmt: skip
 PERCENTILES = (1, 20, 80, 99)
 
 
 def _fields(schema: type[CellConfig] | type[CellResult] | type[Cost] | type[Environment], *left_out: str) -> list[str]:
     return [name for name in schema.model_fields if name not in ("schema_version", *left_out)]
+
+
+def _kind(annotation: Any) -> Kind:
+    """Of the values of a field: a number that may also be a word ("auto"), and whatever has parts, is text."""
+    if get_origin(annotation) is Annotated:  # a number with limits
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) in (Union, UnionType):
+        kinds = {_kind(each) for each in get_args(annotation) if each is not NoneType}
+        return kinds.pop() if len(kinds) == 1 else str
+    return annotation if annotation in (int, float, bool) else str
+
+
+#: Of every column that is no text.
+_KINDS: dict[str, Kind] = {
+    **{
+        name: _kind(field.annotation)
+        for schema in (CellConfig, CellResult, Cost, EpochMetrics)
+        for name, field in schema.model_fields.items()
+    },
+    "seconds_per_step": float,
+}
 
 
 def cell_table(cells: Sequence[CellRecord]) -> Table:

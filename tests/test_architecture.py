@@ -24,7 +24,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "torch": ({"_core", "groups", "errors"}, {"torch"}),
     # tensorflow: one operator Keras does not offer, imported only where TensorFlow is the backend
     "keras": ({"groups", "errors"}, {"keras", "numpy", "tensorflow"}),
-    "convert": ({"torch", "groups", "errors"}, {"torch"}),
+    "convert": ({"torch", "groups", "errors"}, {"torch", "numpy"}),
     "images": ({"errors"}, {"numpy", "PIL"}),
     "weights": ({"errors"}, {"torch", "safetensors"}),
     "records": ({"errors"}, {"pydantic", "typing_extensions"}),

@@ -87,7 +87,7 @@ def rebuilt(original: nn.Module, path: Path) -> nn.Module:
         options = json.loads(file.metadata()["batchfree"])
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
     example = torch.zeros(1, *options["input"])
-    network = convert(original, groups=options["groups"], ws=options["ws"], example_inputs=example)
+    network = convert(original, groups=options["groups"], eps=options["eps"], ws=options["ws"], example_inputs=example)
     network.load_state_dict(state)
     return network.eval()
 

@@ -14,7 +14,7 @@ SURFACE = {
         "group_norm", "kernel_info", "merge_moments", "moments", "standardize_weight",
     },
     "batchfree.convert": {
-        "Affine", "CalibrationReport", "CalibrationRow", "Choice", "ConversionPlan", "Groups", "Norm", "PlanRow",
+        "Affine", "CalibrationReport", "CalibrationRow", "Choice", "ConversionPlan", "Eps", "Groups", "Norm", "PlanRow",
         "RecoveryReport", "Trained", "Ws", "calibrate", "convert", "plan_conversion", "recover", "standardize_weights",
     },
     "batchfree.images": {"IMAGE_SUFFIXES", "image_area", "read_image"},

@@ -79,6 +79,8 @@ def convert(
             network,
             batch[evenly(len(batch), CALIBRATION_IMAGES)],
             groups="auto" if norm == "gn" else "keep",
+            eps="auto",
+            filters="auto",
             on_progress=task("fit"),
         )
         recovered = (
@@ -90,6 +92,7 @@ def convert(
         "to": to,
         "ws": ws,
         "groups": dict(report.groups),
+        "eps": dict(report.eps),
     }
     _write(out, converted, {**options, "input": list(batch.shape[1:]), "recovery_steps": recover})
     print(report)

@@ -9,7 +9,7 @@ _require("torch", "torch")
 
 from batchfree.convert._calibrate import Choice, calibrate  # noqa: E402 (after the check for torch)
 from batchfree.convert._calibration_report import CalibrationReport, CalibrationRow  # noqa: E402
-from batchfree.convert._convert import convert  # noqa: E402
+from batchfree.convert._convert import Eps, convert  # noqa: E402
 from batchfree.convert._groups import Groups, Norm  # noqa: E402
 from batchfree.convert._layers import Affine  # noqa: E402
 from batchfree.convert._plan import ConversionPlan, PlanRow, Ws, plan_conversion  # noqa: E402
@@ -22,6 +22,7 @@ __all__ = [
     "CalibrationRow",
     "Choice",
     "ConversionPlan",
+    "Eps",
     "Groups",
     "Norm",
     "PlanRow",

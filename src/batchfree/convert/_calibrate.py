@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, TypeAlias, get_args
 
@@ -13,16 +14,9 @@ from torch import Tensor, nn
 from batchfree.convert._agreement import Agreement
 from batchfree.convert._batches import Forward, Images, evaluating, networks_forward, read_batches
 from batchfree.convert._calibration_report import CalibrationReport, CalibrationRow
-from batchfree.convert._norm_fit import (
-    Fit,
-    MapMoments,
-    Observation,
-    candidate_eps,
-    candidate_groups,
-    covariance,
-    fit_norm,
-    map_moments,
-)
+from batchfree.convert._filter_scales import filter_scales, own_filters, scale_filters
+from batchfree.convert._map_moments import MapMoments, Observation, covariance, map_moments
+from batchfree.convert._norm_fit import Fit, candidate_eps, candidate_groups, fit_norm
 from batchfree.convert._norm_pairs import NormPair, norm_pairs
 from batchfree.convert._paired_run import PairedRun, common_norm, stop_at_norms
 from batchfree.errors import ArgumentError, unknown_name
@@ -40,14 +34,15 @@ def calibrate(
     *,
     groups: Choice = "keep",
     eps: Choice = "keep",
+    filters: Choice = "keep",
     forward: Forward | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> CalibrationReport:
     """Sets each Group Norm's weight and bias so that it gives what the Batch Norm gave; 64 images are enough.
 
     For each norm, as the forward pass reaches it: t is the old norm's evaluation output in `original`, z the new norm's
-    input in `converted`, normalised in its groups; then per channel weight = +-std(t) / std(z), with the sign of the
-    old weight, and bias = mean(t) - weight * mean(z). Both networks run once on each batch, at the same time, and wait
+    input in `converted`, normalised in its groups; then per channel weight = +-std(t) / std(z), with the sign of their
+    covariance, and bias = mean(t) - weight * mean(z). Both networks run once on each batch, at the same time, and wait
     for each other at every norm: the fit sees all images, and what follows sees the fit. Any number of batches
     give what one big batch would give.
 
@@ -58,16 +53,21 @@ def calibrate(
             the first entry is used, so that labels are ignored; one that is a dict gives keyword arguments. The maps
             that each network needs at one time are held for all images together.
         groups: "keep" the numbers of groups; "auto": choose each norm's by the same fit, with at least 8 channels and
-            8 values per group where the norm has them. The report's `groups` rebuild that network with `convert`.
+            8 values per group where the norm has them.
         eps: "keep" each norm's epsilon; "auto": choose it by the same fit, up to the variance of its groups. Such a
             norm takes away less of what tells images apart, as the old one did, and so keeps more of most trained
-            networks; the report's `eps` rebuild it.
+            networks.
+        filters: "keep" all convolutions as they are; "auto": multiply each filter of a convolution whose output one
+            norm reads and nothing else, so that the channels of a group vary alike and their means cancel. The norm's
+            weight takes the factor back: what the layers can express is the same, and what Group Norm takes away
+            from a sample is less. With `eps="auto"`, which may then go up to ten times the variance.
         forward: how a network runs on one batch, for several inputs: `lambda network, batch: network(*batch)`.
         on_progress: called with how many norms are fitted, and how many there are.
 
     Returns:
-        Every norm's fit and the agreement of the outputs. A norm that no image reaches keeps its affine parameters and
-        is noted; a channel that is constant on the images gets the weight 0.
+        Every norm's fit and the agreement of the outputs; `convert(original, groups=report.groups, eps=report.eps)`
+        builds a network that takes the fitted `state_dict`. A norm that no image reaches keeps its affine parameters
+        and is noted; a channel that is constant on the images gets the weight 0.
 
     Raises:
         ArgumentError: there are no images, they hold or lead to NaN or infinity, or the networks cannot run on them.
@@ -78,50 +78,78 @@ def calibrate(
 
     >>> report = calibrate(convert(network), network, images)
     """
-    for name, choice in (("groups", groups), ("eps", eps)):
+    for name, choice in (("groups", groups), ("eps", eps), ("filters", filters)):
         if choice not in get_args(Choice):
             raise ArgumentError(unknown_name(f"choice of {name}", str(choice), get_args(Choice)))
     pairs = norm_pairs(original, converted)
     batches = read_batches(images, original, forward)
     run = forward or networks_forward
-    with evaluating(original, converted), _all_or_nothing(pairs), ExitStack() as hooks:
+    scalable = own_filters(original, converted, batches[0], run) if filters == "auto" else {}
+    with evaluating(original, converted), _all_or_nothing(pairs, scalable), ExitStack() as hooks:
         stop_at_norms(hooks, pairs)
         runs = [PairedRun(run, original, converted, batch) for batch in batches]
         for each in runs:
             hooks.callback(each.cancel)
-        fits = _fit_in_forward_order(pairs, runs, groups, eps, on_progress)
+        norms = {pair.name: _Progress(pair, pair.sign, scalable.get(pair.name)) for pair in pairs}
+        _fit_in_forward_order(norms, runs, groups, eps, on_progress)
         agreement = Agreement()
         for each in runs:
             agreement.add(*each.outputs)
-    rows = tuple(_row(pair, fits.get(pair.name), pairs) for pair in pairs)
+    rows = tuple(_row(progress, pairs) for progress in norms.values())
     return CalibrationReport(rows, agreement.top1, agreement.relative_error)
 
 
+@dataclass
+class _Progress:
+    """What is known of one norm, between its calls."""
+
+    pair: NormPair
+    sign: Tensor  # (C,) of its weight
+    filters: list[nn.Parameter] | None  # of the convolution before it, where they may be scaled
+    seen: list[Observation] = field(default_factory=list)
+    smallest_map: int | None = None
+    fit: Fit | None = None
+
+    def observe(self, run: PairedRun) -> None:
+        """Takes in what waits before the norm."""
+        x, y = run.maps()
+        if len(x) and len(y):  # a detector may propose nothing
+            self.seen.append(_observe(self.pair, x, y))
+            size = y[0, 0].numel()
+            self.smallest_map = size if self.smallest_map is None else min(self.smallest_map, size)
+
+    def scale_filters(self, runs: list[PairedRun], num_groups: int) -> None:
+        """Scales what gave the waiting maps, and these; in a later call the same filters have their scales."""
+        if self.filters is None or self.fit is not None:
+            return
+        scales = filter_scales(self.seen, num_groups)
+        scale_filters(self.filters, scales)
+        for run in runs:
+            run.scale(scales)
+        self.seen = [observation.scaled(scales) for observation in self.seen]
+        self.sign = self.sign * scales.sign()
+
+
 def _fit_in_forward_order(
-    pairs: list[NormPair],
+    norms: dict[str, _Progress],
     runs: list[PairedRun],
     groups: Choice,
     eps: Choice,
     on_progress: Callable[[int, int], None] | None,
-) -> dict[str, Fit]:
-    by_name = {pair.name: pair for pair in pairs}
-    seen: dict[str, list[Observation]] = {pair.name: [] for pair in pairs}
-    smallest: dict[str, int] = {}
-    fits: dict[str, Fit] = {}
+) -> None:
     while (name := common_norm([run.advance() for run in runs])) is not None:
-        pair = by_name[name]
+        progress = norms[name]
         for run in runs:
-            x, y = run.maps()
-            if len(x) and len(y):  # a detector may propose nothing
-                seen[name].append(_observe(pair, x, y))
-                smallest[name] = min(smallest.get(name, y[0, 0].numel()), y[0, 0].numel())
-            del x, y
-        if seen[name]:
-            fits[name] = _best_fit(pair, seen[name], smallest[name], groups, eps)
-            _apply(pair.new, fits[name])
+            progress.observe(run)
+        if progress.smallest_map is not None:
+            norm = progress.pair.new
+            auto = candidate_groups(norm.num_channels, progress.smallest_map)
+            counts = auto if groups == "auto" else [norm.num_groups]
+            progress.scale_filters(runs, max(counts))  # where means cancel in small groups, they do in larger ones
+            progress.fit = _best_fit(progress, counts, eps)
+            _apply(norm, progress.fit)
         if on_progress is not None:
-            on_progress(len(fits), len(pairs))
-    return fits
+            on_progress(sum(each.fit is not None for each in norms.values()), len(norms))
 
 
 def _observe(pair: NormPair, x: Tensor, y: Tensor) -> Observation:
@@ -143,19 +171,21 @@ def _observe(pair: NormPair, x: Tensor, y: Tensor) -> Observation:
     return Observation(target, new, joint)
 
 
-def _best_fit(pair: NormPair, seen: list[Observation], smallest_map: int, groups: Choice, eps: Choice) -> Fit:
-    norm = pair.new
-    fit = partial(fit_norm, seen, sign=pair.sign, has_weight=norm.weight is not None, has_bias=norm.bias is not None)
+def _best_fit(progress: _Progress, counts: list[int], eps: Choice) -> Fit:
+    norm, seen = progress.pair.new, progress.seen
+    fit = partial(
+        fit_norm, seen, sign=progress.sign, has_weight=norm.weight is not None, has_bias=norm.bias is not None
+    )
     kept = fit(norm.num_groups, norm.eps)
     if kept.error is None:  # nothing to choose by
         return kept
-    split = candidate_groups(norm.num_channels, smallest_map) if groups == "auto" else [norm.num_groups]
-    fits = [
-        fit(count, value)
-        for count in split
-        for value in (candidate_eps(seen, count, pair.eps) if eps == "auto" else [norm.eps])
-    ]
-    return min(fits, key=lambda each: each.error or 0.0)
+
+    def values(count: int) -> list[float]:
+        if eps == "keep":
+            return [norm.eps]
+        return candidate_eps(seen, count, progress.pair.eps, is_scaled=progress.filters is not None)
+
+    return min((fit(count, value) for count in counts for value in values(count)), key=lambda each: each.error or 0.0)
 
 
 def _apply(norm: nn.GroupNorm, fit: Fit) -> None:
@@ -168,33 +198,29 @@ def _apply(norm: nn.GroupNorm, fit: Fit) -> None:
 
 
 @contextmanager
-def _all_or_nothing(pairs: list[NormPair]) -> Iterator[None]:
+def _all_or_nothing(pairs: list[NormPair], scalable: Mapping[str, list[nn.Parameter]]) -> Iterator[None]:
     """What is fitted, as it was if anything fails."""
-    before = [
-        (
-            pair.new,
-            pair.new.num_groups,
-            pair.new.eps,
-            [value.detach().clone() for value in pair.new.parameters(recurse=False)],
-        )
-        for pair in pairs
-    ]
+    settings = [(pair.new, pair.new.num_groups, pair.new.eps) for pair in pairs]
+    changing = [parameter for pair in pairs for parameter in pair.new.parameters(recurse=False)]
+    changing += [parameter for filters in scalable.values() for parameter in filters]
+    values = [parameter.detach().clone() for parameter in changing]
     try:
         yield
     except BaseException:
-        for norm, num_groups, eps, values in before:
+        for norm, num_groups, eps in settings:
             norm.num_groups, norm.eps = num_groups, eps
-            with torch.no_grad():
-                for parameter, value in zip(norm.parameters(recurse=False), values, strict=True):
-                    parameter.copy_(value)
+        with torch.no_grad():
+            for parameter, value in zip(changing, values, strict=True):
+                parameter.copy_(value)
         raise
 
 
-def _row(pair: NormPair, fit: Fit | None, pairs: list[NormPair]) -> CalibrationRow:
+def _row(progress: _Progress, pairs: list[NormPair]) -> CalibrationRow:
+    pair, fit = progress.pair, progress.fit
     norm = pair.new
     if fit is None:
         return CalibrationRow(
-            pair.name, norm.num_channels, norm.num_groups, norm.eps, None, 0, "not reached; left as it was"
+            pair.name, norm.num_channels, norm.num_groups, norm.eps, None, 0, False, "not reached; left as it was"
         )
     missing = [name for name in ("weight", "bias") if getattr(norm, name) is None]
     note = f"it has no {' and no '.join(missing)} to fit" if missing else ""
@@ -202,4 +228,7 @@ def _row(pair: NormPair, fit: Fit | None, pairs: list[NormPair]) -> CalibrationR
     tied = [each.name for each in pairs if each is not pair and own & set(each.new.parameters(recurse=False))]
     if tied:
         note = f"it shares parameters with {', '.join(tied)}, and what was fitted last stands in all of them"
-    return CalibrationRow(pair.name, norm.num_channels, norm.num_groups, norm.eps, fit.error, fit.dead_channels, note)
+    is_scaled = progress.filters is not None
+    return CalibrationRow(
+        pair.name, norm.num_channels, norm.num_groups, norm.eps, fit.error, fit.dead_channels, is_scaled, note
+    )

@@ -23,6 +23,7 @@ class CalibrationRow:
     #: better than a constant. `None` where it is not known: not reached, or the networks saw maps of different shapes.
     fit_error: float | None
     dead_channels: int = 0  #: channels that are constant on the images, before or after conversion
+    filters_scaled: bool = False  #: whether the convolution before it was, with `calibrate(filters="auto")`
     note: str = ""
 
     @property
@@ -71,9 +72,10 @@ class CalibrationReport:
 
     def __str__(self) -> str:
         width = max([4, *(len(row.name) for row in self.rows)])
-        lines = [f"{'norm':{width}}  channels  groups  epsilon  fit error"]
+        lines = [f"{'norm':{width}}  channels  groups  epsilon  filters  fit error"]
         lines += [
-            f"{row.name:{width}}  {row.channels:8}  {row.num_groups:6}  {row.eps:7.1g}  {_number(row.fit_error):>9}"
+            f"{row.name:{width}}  {row.channels:8}  {row.num_groups:6}  {row.eps:7.1g}  "
+            f"{'scaled' if row.filters_scaled else 'kept':>7}  {_number(row.fit_error):>9}"
             for row in self.rows
         ]
         if self.top1_agreement is not None:

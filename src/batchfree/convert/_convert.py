@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import nn
@@ -19,7 +21,10 @@ from batchfree.convert._standardize import standardized
 from batchfree.errors import ArgumentError, ConversionError, unknown_name
 from batchfree.torch import WSConv1d, WSConv2d, WSConv3d
 
-__all__ = ["convert"]
+__all__ = ["Eps", "convert"]
+
+#: "keep": of the old norms; or by their dotted names.
+Eps: TypeAlias = "Literal['keep'] | Mapping[str, float]"
 
 
 def convert(
@@ -31,6 +36,7 @@ def convert(
     channels_per_group: int | None = None,
     ws: Ws = False,
     affine: Affine = "keep",
+    eps: Eps = "keep",
     example_inputs: object = None,
     optimizer: torch.optim.Optimizer | None = None,
     fuse: bool = False,
@@ -53,6 +59,8 @@ def convert(
             "strict" has neither and is for training from scratch.
         affine: "keep": weight and bias of the old norm, so that a zero-initialised last gamma stays zero; "fresh":
             ones and zeros.
+        eps: "keep": each old norm's own; or a mapping from dotted names of norms to values, as `calibrate` reports
+            them, "keep" for the others.
         example_inputs: what one call takes: one object, or the tuple of positional arguments. With them a copy is run
             once, which gives "auto" the size of each map, `ws` the data flow, and `fuse` the shapes. Without them `ws`
             needs a model that `torch.fx` can trace.
@@ -86,16 +94,40 @@ def convert(
             f"{plan.model} cannot be converted to {norm}{'+ws' if ws else ''}; nothing was changed:\n"
             + "\n".join(f"  {reason}" for reason in plan.reasons)
         )
+    values = _eps_by_norm(eps, plan)
     if optimizer is not None:
         check_optimizer(optimizer, model)
     memo: dict[int, Any] = {}
     copied = copy_of(model, memo)
     replacements, fresh = _new_layers(copied, plan, affine, fuse)
+    for name, value in values.items():
+        replacements[copied.get_submodule(name)].eps = value  # type: ignore[assignment]
     converted = replace_everywhere(copied, replacements)
     apply_fusions(converted, plan.fusions)
     if optimizer is not None:
         _move(optimizer, model, memo, replacements, fresh)
     return converted
+
+
+def _eps_by_norm(eps: Eps, plan: ConversionPlan) -> Mapping[str, float]:
+    """Epsilons by dotted names of norms, checked."""
+    if isinstance(eps, str) and eps == "keep":
+        return {}
+    if not isinstance(eps, Mapping):
+        raise ArgumentError(
+            f"eps={eps!r} was given. It must be 'keep' or a mapping from dotted names of norms to positive numbers. "
+            f"Pass for instance the eps of calibrate's report."
+        )
+    known = {name for row in plan.rows for name in row.names}
+    for name, value in eps.items():
+        if name not in known:
+            raise ArgumentError(unknown_name("norm in eps", name, sorted(known)))
+        if not (isinstance(value, (int, float)) and 0 < value < math.inf):
+            raise ArgumentError(
+                f"eps={value!r} was given for the norm {name!r}. It must be positive and finite: it keeps a constant "
+                f"group finite. Pass 1e-5, or leave the norm out."
+            )
+    return eps
 
 
 def _new_layers(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from batchfree.convert._batches import tensors_in
-from batchfree.convert._norm_fit import map_moments
+from batchfree.convert._map_moments import map_moments
 from batchfree.convert._norm_pairs import NormPair
 from batchfree.torch import group_norm
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from batchfree.convert._norm_pairs import NormPair
 from batchfree.convert._strand import Strand
 from batchfree.errors import ArgumentError, ConversionError
 
-__all__ = ["PairedRun", "common_norm", "stop_at_norms"]
+__all__ = ["PairedRun", "common_norm", "explained", "stop_at_norms"]
 
 
 class _Stop(NamedTuple):
@@ -29,10 +30,11 @@ class PairedRun:
     def __init__(self, run: Forward, original: nn.Module, converted: nn.Module, batch: Any) -> None:
         self._old = Strand[_Stop](lambda: run(original, batch))
         self._new = Strand[_Stop](lambda: run(converted, batch))
-        self._shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(batch)) or type(batch).__name__
+        self._batch = batch
         # A norm into which the sum after it was fused waits for the other summand, whose norms come first then.
         self._passed: dict[str, _Stop] = {}
         self._maps: tuple[Tensor, Tensor] | None = None
+        self._waiting: Tensor | None = None  # what the converted network is about to normalise
 
     def advance(self) -> str | None:
         """The norm before which both networks wait now; `None` where both are done.
@@ -43,6 +45,7 @@ class PairedRun:
         """
         self._maps = None
         new = self._step(self._new, "converted network")
+        self._waiting = None if new is None else new.given
         if new is not None and new.has_residual and new.name in self._passed:
             self._maps = (self._passed.pop(new.name).given, new.given)
             return new.name
@@ -68,6 +71,12 @@ class PairedRun:
         maps, self._maps = self._maps, None
         return maps
 
+    def scale(self, factors: Tensor) -> None:
+        """Multiplies what the converted network is about to normalise, which nothing else reads, by `factors` (C,)."""
+        assert self._waiting is not None
+        x = self._waiting
+        x.mul_(factors.to(x).reshape(-1, *[1] * (x.dim() - 2)))
+
     @property
     def outputs(self) -> tuple[Any, Any]:
         """Of the original and the converted network, once both are done."""
@@ -81,14 +90,22 @@ class PairedRun:
     def _step(self, strand: Strand[_Stop], which: str) -> _Stop | None:
         if strand.is_done:
             return None
-        try:
+        with explained(which, self._batch):
             return strand.advance()
-        except Exception as error:  # whatever the networks' own code raises
-            raise ArgumentError(
-                f"the {which} cannot run on a batch of {self._shapes}: {type(error).__name__}: {error}. Each batch "
-                f"must be what the network takes, or a tuple that begins with it. Pass other images, or say with "
-                f"forward= how a network runs on a batch."
-            ) from error
+
+
+@contextmanager
+def explained(which: str, batch: Any) -> Iterator[None]:
+    """Whatever a network's own code raises meanwhile becomes an ArgumentError that says what it was given."""
+    try:
+        yield
+    except Exception as error:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(batch)) or type(batch).__name__
+        raise ArgumentError(
+            f"the {which} cannot run on a batch of {shapes}: {type(error).__name__}: {error}. Each batch must be what "
+            f"the network takes, or a tuple that begins with it. Pass other images, or say with forward= how a "
+            f"network runs on a batch."
+        ) from error
 
 
 def common_norm(names: list[str | None]) -> str | None:

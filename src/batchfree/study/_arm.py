@@ -91,7 +91,12 @@ def _fit(converted: nn.Module, original: nn.Module, config: CellConfig, data: Im
     images = NetworkImages(config, data)
     chooses_groups = config.groups == "auto" and config.channels_per_group is None
     calibrate(
-        converted, original, images.training(slice(CALIBRATION_IMAGES)), groups="auto" if chooses_groups else "keep"
+        converted,
+        original,
+        images.training(slice(CALIBRATION_IMAGES)),
+        groups="auto" if chooses_groups else "keep",
+        eps="auto",
+        filters="auto",
     )
     if config.start == "recovered":
         recover(converted, original, images.training(slice(RECOVERY_IMAGES)), seed=config.seed)

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from batchfree.convert._agreement import Agreement
 from batchfree.convert._batches import Forward, Images, evaluating, networks_forward, read_batches
 from batchfree.convert._calibration_report import CalibrationReport, CalibrationRow
-from batchfree.convert._filter_scales import filter_scales, own_filters, scale_filters
+from batchfree.convert._filter_scales import filter_scales, scale_filters
 from batchfree.convert._map_moments import MapMoments, Observation, covariance, map_moments
 from batchfree.convert._norm_fit import Fit, candidate_eps, candidate_groups, fit_norm
 from batchfree.convert._norm_pairs import NormPair, norm_pairs
+from batchfree.convert._own_filters import own_filters
 from batchfree.convert._paired_run import PairedRun, common_norm, stop_at_norms
 from batchfree.errors import ArgumentError, unknown_name
 
@@ -42,7 +43,7 @@ def calibrate(
 
     For each norm, as the forward pass reaches it: t is the old norm's evaluation output in `original`, z the new norm's
     input in `converted`, normalised in its groups; then per channel weight = +-std(t) / std(z), with the sign of their
-    covariance, and bias = mean(t) - weight * mean(z). Both networks run once on each batch, at the same time, and wait
+    correlation, and bias = mean(t) - weight * mean(z). Both networks run once on each batch, at the same time, and wait
     for each other at every norm: the fit sees all images, and what follows sees the fit. Any number of batches
     give what one big batch would give.
 
@@ -57,21 +58,24 @@ def calibrate(
         eps: "keep" each norm's epsilon; "auto": choose it by the same fit, up to the variance of its groups. Such a
             norm takes away less of what tells images apart, as the old one did, and so keeps more of most trained
             networks.
-        filters: "keep" all convolutions as they are; "auto": multiply each filter of a convolution whose output one
-            norm reads and nothing else, so that the channels of a group vary alike and their means cancel. The norm's
-            weight takes the factor back: what the layers can express is the same, and what Group Norm takes away
-            from a sample is less. With `eps="auto"`, which may then go up to ten times the variance.
+        filters: "keep" all convolutions as they are; "auto": multiply the filters before a norm, so that the channels
+            of a group vary alike and their means cancel. The norm's weight takes the factors back: what the layers can
+            express is the same, and Group Norm takes less away from a sample. Use it with `eps="auto"`, which may then
+            go up to ten times the variance; without, little is gained. Filters stay where `original` says that
+            something else depends on them: a copy of it runs on some of the images with scaled filters, and nothing may
+            change. (What a hook keeps of a convolution's output, to be read later, is not seen by that.)
         forward: how a network runs on one batch, for several inputs: `lambda network, batch: network(*batch)`.
         on_progress: called with how many norms are fitted, and how many there are.
 
     Returns:
-        Every norm's fit and the agreement of the outputs; `convert(original, groups=report.groups, eps=report.eps)`
-        builds a network that takes the fitted `state_dict`. A norm that no image reaches keeps its affine parameters
-        and is noted; a channel that is constant on the images gets the weight 0.
+        Every norm's fit and the agreement of the outputs. `convert(original, groups=report.groups, eps=report.eps)`,
+        with the same `ws`, builds a network that takes the fitted `state_dict`. A norm that no image reaches keeps its
+        affine parameters and is noted; a channel that is constant on the images gets the weight 0.
 
     Raises:
         ArgumentError: there are no images, they hold or lead to NaN or infinity, or the networks cannot run on them.
-        ConversionError: the networks disagree in architecture, or in the norms that one batch passes through.
+        ConversionError: the networks disagree in architecture, or in the norms that one batch passes through; or, for
+            `filters="auto"`, the original cannot be copied.
         All of them leave `converted` as it was.
 
     Differs from copying Batch Norm's weight and bias, which costs a trained network nearly all of its accuracy.
@@ -84,7 +88,7 @@ def calibrate(
     pairs = norm_pairs(original, converted)
     batches = read_batches(images, original, forward)
     run = forward or networks_forward
-    scalable = own_filters(original, converted, batches[0], run) if filters == "auto" else {}
+    scalable = own_filters(original, converted, batches[0], forward) if filters == "auto" else {}
     with evaluating(original, converted), _all_or_nothing(pairs, scalable), ExitStack() as hooks:
         stop_at_norms(hooks, pairs)
         runs = [PairedRun(run, original, converted, batch) for batch in batches]
@@ -118,9 +122,14 @@ class _Progress:
             size = y[0, 0].numel()
             self.smallest_map = size if self.smallest_map is None else min(self.smallest_map, size)
 
-    def scale_filters(self, runs: list[PairedRun], num_groups: int) -> None:
-        """Scales what gave the waiting maps, and these; in a later call the same filters have their scales."""
+    def balance(self, runs: list[PairedRun], num_groups: int) -> None:
+        """Scales the filters that gave the waiting maps, and these."""
         if self.filters is None or self.fit is not None:
+            return
+        if any(
+            observation.covariance is None for observation in self.seen
+        ):  # other places, by which no sign can be told
+            self.filters = None
             return
         scales = filter_scales(self.seen, num_groups)
         scale_filters(self.filters, scales)
@@ -145,7 +154,7 @@ def _fit_in_forward_order(
             norm = progress.pair.new
             auto = candidate_groups(norm.num_channels, progress.smallest_map)
             counts = auto if groups == "auto" else [norm.num_groups]
-            progress.scale_filters(runs, max(counts))  # where means cancel in small groups, they do in larger ones
+            progress.balance(runs, max(counts))  # larger groups are made of these, or nearly so
             progress.fit = _best_fit(progress, counts, eps)
             _apply(norm, progress.fit)
         if on_progress is not None:
@@ -219,16 +228,21 @@ def _row(progress: _Progress, pairs: list[NormPair]) -> CalibrationRow:
     pair, fit = progress.pair, progress.fit
     norm = pair.new
     if fit is None:
-        return CalibrationRow(
-            pair.name, norm.num_channels, norm.num_groups, norm.eps, None, 0, False, "not reached; left as it was"
-        )
+        note = "not reached; left as it was"
+        return CalibrationRow(pair.name, norm.num_channels, norm.num_groups, norm.eps, None, note=note)
     missing = [name for name in ("weight", "bias") if getattr(norm, name) is None]
     note = f"it has no {' and no '.join(missing)} to fit" if missing else ""
     own = set(norm.parameters(recurse=False))
     tied = [each.name for each in pairs if each is not pair and own & set(each.new.parameters(recurse=False))]
     if tied:
         note = f"it shares parameters with {', '.join(tied)}, and what was fitted last stands in all of them"
-    is_scaled = progress.filters is not None
     return CalibrationRow(
-        pair.name, norm.num_channels, norm.num_groups, norm.eps, fit.error, fit.dead_channels, is_scaled, note
+        pair.name,
+        norm.num_channels,
+        norm.num_groups,
+        norm.eps,
+        fit.error,
+        dead_channels=fit.dead_channels,
+        filters_scaled=progress.filters is not None,
+        note=note,
     )

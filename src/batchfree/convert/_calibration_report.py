@@ -23,8 +23,8 @@ class CalibrationRow:
     #: better than a constant. `None` where it is not known: not reached, or the networks saw maps of different shapes.
     fit_error: float | None
     dead_channels: int = 0  #: channels that are constant on the images, before or after conversion
-    filters_scaled: bool = False  #: whether the convolution before it was, with `calibrate(filters="auto")`
     note: str = ""
+    filters_scaled: bool = False  #: whether the filters before it were, with `calibrate(filters="auto")`
 
     @property
     def fits_poorly(self) -> bool:
@@ -49,7 +49,7 @@ class CalibrationReport:
 
     @property
     def eps(self) -> Mapping[str, float]:
-        """Epsilons by the norms' names, where `calibrate(eps="auto")` chose them."""
+        """Epsilons by the norms' names, as `convert(eps=...)` takes them."""
         return {row.name: row.eps for row in self.rows}
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -121,13 +122,13 @@ def _eps_by_norm(eps: Eps, plan: ConversionPlan) -> Mapping[str, float]:
     known = {name for row in plan.rows for name in row.names}
     for name, value in eps.items():
         if name not in known:
-            raise ArgumentError(unknown_name("norm in eps", name, sorted(known)))
-        if not (isinstance(value, (int, float)) and 0 < value < math.inf):
+            raise ArgumentError(unknown_name("norm in eps", str(name), sorted(known)))
+        if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value < math.inf:
             raise ArgumentError(
                 f"eps={value!r} was given for the norm {name!r}. It must be positive and finite: it keeps a constant "
                 f"group finite. Pass 1e-5, or leave the norm out."
             )
-    return eps
+    return {name: float(value) for name, value in eps.items()}
 
 
 def _new_layers(

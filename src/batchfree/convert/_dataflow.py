@@ -20,14 +20,20 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
-from batchfree.convert._batches import tensors_in
 from batchfree.convert._kinds import is_batch_norm
 from batchfree.errors import ConversionError
 
-__all__ = ["Dataflow", "NormReading", "copy_of", "dataflow_by_running", "dataflow_by_tracing", "dataflow_of_run"]
+__all__ = [
+    "Dataflow",
+    "NormReading",
+    "copy_of",
+    "dataflow_by_running",
+    "dataflow_by_tracing",
+    "dataflow_of_run",
+    "without_traces",
+]
 
 
 @dataclass
@@ -39,8 +45,6 @@ class NormReading:
     calls: int = 0
     #: The convolutions whose outputs it reads, untouched.
     convolutions: set[str] = field(default_factory=set)
-    #: How many of the calls read one of them.
-    calls_on_convolutions: int = 0
     #: The modules in whose forward it was called.
     callers: set[str] = field(default_factory=set)
 
@@ -56,27 +60,11 @@ class Dataflow:
 
     #: Convolutions all of whose outputs are what some Batch Norm takes, untouched.
     normalised_convolutions: frozenset[str]
-    #: The convolutions whose outputs something other than a norm reads, changes or returns.
-    read_elsewhere: frozenset[str]
     #: The norms that were reached.
     norms: Mapping[str, NormReading]
     #: Shapes of each module's first input and output, in the order of the calls; empty where nothing was run.
     inputs: Mapping[str, Sequence[object]] = field(default_factory=dict)
     outputs: Mapping[str, Sequence[object]] = field(default_factory=dict)
-
-    def own_convolutions(self) -> dict[str, str]:
-        """By the names of norms: the one convolution that feeds every call of a norm, and nothing else."""
-        fed = Counter(name for norm in self.norms.values() for name in norm.convolutions)
-        return {
-            name: convolution
-            for name, norm in self.norms.items()
-            for convolution in norm.convolutions
-            if len(norm.convolutions) == 1
-            and norm.calls_on_convolutions == norm.calls
-            and fed[convolution] == 1
-            and convolution in self.normalised_convolutions
-            and convolution not in self.read_elsewhere
-        }
 
 
 def copy_of(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
@@ -109,10 +97,9 @@ def dataflow_by_running(model: nn.Module, example_inputs: object) -> Dataflow:
     """
     given = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     try:
-        # An inference tensor has no version counter; a clone does.
-        with torch.inference_mode(False):
+        with torch.inference_mode(False):  # an inference tensor has no version counter; a clone does
             arguments = [value.clone() if isinstance(value, Tensor) else copy.deepcopy(value) for value in given]
-            return dataflow_of_run(model, lambda: model(*arguments))
+        return dataflow_of_run(model, lambda: model(*arguments))
     except Exception as error:  # whatever the model's own code raises
         raise ConversionError(
             f"{type(model).__name__} could not be run on the example inputs ({type(error).__name__}: {error}). They "
@@ -128,11 +115,18 @@ def dataflow_of_run(model: nn.Module, run: Callable[[], object]) -> Dataflow:
     for name, module in model.named_modules():
         watch.follow(name, module)
     try:
-        with torch.inference_mode(False), torch.no_grad(), _random_numbers_kept(model), _Operators(watch):
-            watch.returned(run())
+        with without_traces(model):
+            run()
     finally:
         watch.leave()
     return watch.dataflow()
+
+
+@contextmanager
+def without_traces(model: nn.Module) -> Iterator[None]:
+    """What runs meanwhile leaves no gradients, and random numbers where they were."""
+    with torch.inference_mode(False), torch.no_grad(), _random_numbers_kept(model):
+        yield
 
 
 @contextmanager
@@ -160,8 +154,6 @@ class _Watch:
         self._convolved: dict[int, tuple[str, int, weakref.ref[Tensor], int]] = {}
         self._calls: Counter[str] = Counter()
         self._normalised: dict[str, set[int]] = defaultdict(set)
-        self._read_elsewhere: set[str] = set()
-        self._norms_running = 0
 
     def follow(self, name: str, module: nn.Module) -> None:
         if is_batch_norm(module):
@@ -172,15 +164,13 @@ class _Watch:
                 x = inputs[0] if inputs else next(iter(named.values()), None)
                 _need_no_batch(module, x)
                 self._read(name, x)
-                self._norms_running += 1
             self._stack.append(name)
             self._inputs[name].append(_shape(inputs[0]) if inputs else None)
 
         def after(_module: nn.Module, _inputs: object, output: object) -> None:
             self._stack.pop()
-            self._norms_running -= is_batch_norm(module)
             self._outputs[name].append(_shape(output))
-            if isinstance(module, _ConvNd) and isinstance(output, Tensor):
+            if isinstance(module, _ConvNd) and isinstance(output, Tensor) and not output.is_inference():
                 self._convolved[id(output)] = (name, self._calls[name], weakref.ref(output), output._version)
                 self._calls[name] += 1
 
@@ -194,23 +184,6 @@ class _Watch:
         for handle in self._handles:
             handle.remove()
 
-    def used(self, values: object) -> None:
-        """Called with the arguments of every operator that runs."""
-        if not self._norms_running:
-            self.returned(values)
-
-    def returned(self, values: object) -> None:
-        """Called with what the model returns: an output among it is read by whoever called."""
-        for tensor in tensors_in(values):
-            found = self._source(tensor)
-            if found is not None:
-                self._read_elsewhere.add(found[0])
-
-    def _source(self, x: Tensor) -> tuple[str, int, bool] | None:
-        """The convolution and its call that gave `x`, and whether nothing has changed it since."""
-        convolution, call, alive, version = self._convolved.get(id(x), ("", 0, None, 0))
-        return (convolution, call, version == x._version) if alive is not None and alive() is x else None
-
     def _read(self, name: str, x: object) -> None:
         reading = self._norms.setdefault(name, NormReading())
         reading.calls += 1
@@ -218,30 +191,14 @@ class _Watch:
         if not isinstance(x, Tensor):
             return
         reading.shapes.append(tuple(x.shape))
-        found = self._source(x)
-        if found is not None and found[2]:
-            convolution, call, _ = found
+        convolution, call, alive, version = self._convolved.get(id(x), ("", 0, None, 0))
+        if alive is not None and alive() is x and version == x._version:
             reading.convolutions.add(convolution)
-            reading.calls_on_convolutions += 1
             self._normalised[convolution].add(call)
 
     def dataflow(self) -> Dataflow:
         whole = frozenset(name for name, calls in self._normalised.items() if len(calls) == self._calls[name])
-        return Dataflow(whole, frozenset(self._read_elsewhere), self._norms, self._inputs, self._outputs)
-
-
-class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Shows a watch what every operator is given."""
-
-    def __init__(self, watch: _Watch) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._watch = watch
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        self._watch.used((args, kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        return Dataflow(whole, self._norms, self._inputs, self._outputs)
 
 
 def _need_no_batch(norm: nn.Module, x: object) -> None:
@@ -273,7 +230,6 @@ def dataflow_by_tracing(model: nn.Module) -> Dataflow:
     modules = dict(model.named_modules())
     # A convolution that is called twice has two nodes: each must go to norms only.
     feeds_norm: dict[str, bool] = {}
-    elsewhere: set[str] = set()
     norms: dict[str, NormReading] = {}
     for node in graph.nodes:
         if node.op != "call_module":
@@ -282,12 +238,9 @@ def dataflow_by_tracing(model: nn.Module) -> Dataflow:
         if is_batch_norm(module):
             _read_node(norms.setdefault(node.target, NormReading()), node, modules)
         elif isinstance(module, _ConvNd):
-            to_norm = [user.op == "call_module" and is_batch_norm(modules[user.target]) for user in node.users]
-            feeds_norm[node.target] = feeds_norm.get(node.target, True) and any(to_norm)
-            if not all(to_norm):
-                elsewhere.add(node.target)
-    whole = frozenset(name for name, feeds in feeds_norm.items() if feeds)
-    return Dataflow(whole, frozenset(elsewhere), norms)
+            to_norm = any(user.op == "call_module" and is_batch_norm(modules[user.target]) for user in node.users)
+            feeds_norm[node.target] = feeds_norm.get(node.target, True) and to_norm
+    return Dataflow(frozenset(name for name, feeds in feeds_norm.items() if feeds), norms)
 
 
 def _read_node(reading: NormReading, node: fx.Node, modules: Mapping[str, nn.Module]) -> None:
@@ -297,7 +250,6 @@ def _read_node(reading: NormReading, node: fx.Node, modules: Mapping[str, nn.Mod
     source = node.args[0] if node.args else None
     if isinstance(source, fx.Node) and source.op == "call_module" and isinstance(modules[str(source.target)], _ConvNd):
         reading.convolutions.add(str(source.target))
-        reading.calls_on_convolutions += 1
 
 
 class _Tracer(fx.Tracer):

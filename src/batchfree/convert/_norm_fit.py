@@ -13,6 +13,8 @@ from batchfree.groups import divisors
 
 __all__ = ["Fit", "candidate_eps", "candidate_groups", "fit_norm"]
 
+#: A smaller correlation does not tell a sign: the maps may be of other places, as those of a detector's boxes.
+RELATED = 0.5
 #: `groups="auto"` keeps at least this many channels, and values, per group; a narrower norm is one group.
 MIN_CHANNELS_PER_GROUP = 8
 MIN_VALUES_PER_GROUP = 8
@@ -48,7 +50,7 @@ def fit_norm(
 ) -> Fit:
     """weight = +-std(t) / std(z) and bias = mean(t) - weight * mean(z), z being y normalised in its groups.
 
-    The sign is that of the covariance of t and z; `sign` (C,), where that is 0 or the maps cannot be compared.
+    The sign is that of the correlation of t and z, or `sign` (C,) where that is small or the maps cannot be compared.
 
     Moments are matched instead of minimising the squared error, whose weights shrink with every norm's misfit until
     the later norms have little left to work with. What the norm has not is 1 or 0, and the error is of that.
@@ -68,7 +70,8 @@ def fit_norm(
         within = torch.cat([part for part in covariances if part is not None]) * rstd
         between = (t_mean - target_mean) * (z_mean - mean)
         joint = (t_share * (within + between)).sum(0)
-        sign = torch.where(joint != 0, joint.sign(), sign)
+        related = joint.abs() > RELATED * (target_variance * variance).sqrt()
+        sign = torch.where(related, joint.sign(), sign)
 
     live = varies(target_mean, target_variance) & varies(mean, variance)
     weight = torch.where(live, sign * (target_variance / variance).sqrt(), 0.0) if has_weight else torch.ones_like(sign)

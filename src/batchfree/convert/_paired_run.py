@@ -13,7 +13,7 @@ from batchfree.convert._norm_pairs import NormPair
 from batchfree.convert._strand import Strand
 from batchfree.errors import ArgumentError, ConversionError
 
-__all__ = ["PairedRun", "common_norm", "explained", "stop_at_norms"]
+__all__ = ["PairedRun", "blaming", "common_norm", "stop_at_norms"]
 
 
 class _Stop(NamedTuple):
@@ -43,7 +43,7 @@ class PairedRun:
             ArgumentError: a network cannot run on the batch.
             ConversionError: the networks do not pass the same norms.
         """
-        self._maps = None
+        self._maps = self._waiting = None
         new = self._step(self._new, "converted network")
         self._waiting = None if new is None else new.given
         if new is not None and new.has_residual and new.name in self._passed:
@@ -90,12 +90,12 @@ class PairedRun:
     def _step(self, strand: Strand[_Stop], which: str) -> _Stop | None:
         if strand.is_done:
             return None
-        with explained(which, self._batch):
+        with blaming(which, self._batch):
             return strand.advance()
 
 
 @contextmanager
-def explained(which: str, batch: Any) -> Iterator[None]:
+def blaming(which: str, batch: Any) -> Iterator[None]:
     """Whatever a network's own code raises meanwhile becomes an ArgumentError that says what it was given."""
     try:
         yield

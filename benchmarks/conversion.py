@@ -35,8 +35,6 @@ ARMS: dict[str, tuple[Any, Any, Any]] = {
     "gn+ws": ("gn", True, "auto"),
     "strict ws": ("gn", "strict", "auto"),
 }
-
-
 #: What calibration may choose besides the affine parameters, by the name that the tables use
 CHOICES: dict[str, dict[str, Any]] = {
     "all kept": {},

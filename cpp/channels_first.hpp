@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <numeric>
 #include <vector>
 
 #include "parameters.hpp"
@@ -54,17 +55,23 @@ class ChannelsFirst {
   Part part(std::int64_t item, std::int64_t index) const {
     const std::int64_t block = pieces_ == 1 ? index : index / pieces_;
     const std::int64_t channel = block * block_, begin = (index - block * pieces_) * kMaxSumLength;
-    return {channel, item * values_ + channel * p_.spatial + begin,
-            {std::min(block_, width_ - channel), std::min(kMaxSumLength, p_.spatial - begin), p_.spatial}};
+    const std::int64_t channels = std::min(block_, width_ - channel), values = std::min(kMaxSumLength, p_.spatial - begin);
+    return {channel, item * values_ + channel * p_.spatial + begin, {channels, values, p_.spatial}};
   }
 
   void run(const Forward& f, bool measures, bool writes) const;
   AffineRuns<T> affine(Constants& constants, std::int64_t item, std::int64_t channel, const PerChannel<A>& weight,
-                       const PerChannel<A>& bias, const Statistics& statistics) const;
-  double total(const A* of_piece) const {
-    double sum = of_piece[0];
-    for (std::int64_t piece = 1; piece < pieces_; ++piece) sum += of_piece[piece];
-    return sum;
+                       const PerChannel<A>& bias, double mean, double rstd) const;
+
+  // Calls visit(c, dz, dz * (x - mean)) with the sums of each channel of a group, from those of its pieces.
+  template <class Visit>
+  void each_sum(const A* dz, const A* dz_centred, const Visit& visit) const {
+    if (pieces_ == 1) {  // apart, so that compilers see a loop to make vectors of
+      for (std::int64_t c = 0; c < width_; ++c) visit(c, static_cast<double>(dz[c]), static_cast<double>(dz_centred[c]));
+      return;
+    }
+    const auto total = [this](const A* of_piece) { return std::accumulate(of_piece, of_piece + pieces_, 0.0); };
+    for (std::int64_t c = 0; c < width_; ++c) visit(c, total(dz + c * pieces_), total(dz_centred + c * pieces_));
   }
 
   const Problem& p_;
@@ -81,10 +88,9 @@ class ChannelsFirst {
 
 template <class T>
 AffineRuns<T> ChannelsFirst<T>::affine(Constants& constants, std::int64_t item, std::int64_t channel,
-                                       const PerChannel<A>& weight, const PerChannel<A>& bias,
-                                       const Statistics& statistics) const {
+                                       const PerChannel<A>& weight, const PerChannel<A>& bias, double mean,
+                                       double rstd) const {
   if (constants.item != item) {
-    const double mean = statistics.mean[item], rstd = scale_of(p_, statistics.variance[item]).rstd;
     constants.item = item;
     constants.mean = static_cast<A>(mean);
     const double mean_rest = mean - constants.mean;  // what rounding lost
@@ -105,6 +111,7 @@ void ChannelsFirst<T>::run(const Forward& f, bool measures, bool writes) const {
   T* const y = static_cast<T*>(f.y);
   const std::int64_t chunks = measures ? (values_ + kMomentsChunk - 1) / kMomentsChunk : 0;
   std::vector<Moments> found(static_cast<std::size_t>(items_ * chunks));
+  std::vector<double> rstds(static_cast<std::size_t>(items_));
   std::vector<Constants> constants(static_cast<std::size_t>(threads_), Constants(width_));
   const PerChannel<A> weight(f.weight, p_.channels, 1), bias(f.bias, p_.channels, 0);
 
@@ -115,16 +122,18 @@ void ChannelsFirst<T>::run(const Forward& f, bool measures, bool writes) const {
         found[item * chunks + chunk] = run_.moments(x + item * values_ + begin, count);
       },
       [&](std::int64_t item, int) {
-        if (!measures) return;
-        Moments all;
-        for (std::int64_t chunk = 0; chunk < chunks; ++chunk) merge(all, found[item * chunks + chunk]);
-        f.statistics.mean[item] = all.mean;
-        f.statistics.variance[item] = all.squares / all.count;
+        if (measures) {
+          Moments all = found[item * chunks];
+          for (std::int64_t chunk = 1; chunk < chunks; ++chunk) merge(all, found[item * chunks + chunk]);
+          f.statistics.mean[item] = all.mean;
+          f.statistics.variance[item] = all.squares / all.count;
+        }
+        rstds[item] = scale_of(p_, f.statistics.variance[item]).rstd;
       },
       [&](std::int64_t item, std::int64_t index, int member) {
         const Part p = part(item, index);
         run_.normalize[act_](x + p.at, residual ? residual + p.at : nullptr, y + p.at, p.runs,
-                             affine(constants[member], item, p.channel, weight, bias, f.statistics));
+                             affine(constants[member], item, p.channel, weight, bias, f.statistics.mean[item], rstds[item]));
       });
 }
 
@@ -139,6 +148,12 @@ void ChannelsFirst<T>::backward(const Backward& b) const {
   const std::unique_ptr<A[]> sums(new A[static_cast<std::size_t>(2 * count)]);
   A *const dz_sums = sums.get(), *const dz_centred_sums = dz_sums + count;
   std::vector<GradientLine<T>> lines(static_cast<std::size_t>(items_));
+  // Ahead, because a root and two divisions take longer than the rest of a small group waits for anything.
+  std::vector<Scale> scales(static_cast<std::size_t>(items_));
+  for (std::int64_t item = 0; item < items_; ++item) scales[item] = scale_of(p_, b.statistics.variance[item]);
+  const auto affine_of = [&](std::int64_t item, std::int64_t channel, int member) {
+    return affine(constants[member], item, channel, weight, bias, b.statistics.mean[item], scales[item].rstd);
+  };
 
   two_phases(
       items_, parts(), dx ? parts() : 0, threads_,
@@ -147,27 +162,26 @@ void ChannelsFirst<T>::backward(const Backward& b) const {
         const std::int64_t piece = pieces_ == 1 ? 0 : index % pieces_;
         const std::int64_t to = (item * width_ + p.channel) * pieces_ + piece;
         run_.gradient_sums[act_](x + p.at, residual ? residual + p.at : nullptr, dy + p.at, p.runs,
-                                 affine(constants[member], item, p.channel, weight, bias, b.statistics), dz_sums + to,
+                                 affine_of(item, p.channel, member), dz_sums + to,
                                  dz_centred_sums + to);
       },
       [&](std::int64_t item, int) {
         const std::int64_t at = item * width_ * pieces_, first = item % p_.groups * width_;
         const double mean = b.statistics.mean[item], mean_rest = mean - static_cast<A>(mean);
-        const Scale scale = scale_of(p_, b.statistics.variance[item]);
         double dz = 0, dz_centred = 0;
-        for (std::int64_t c = 0; c < width_; ++c) {
-          dz += weight[first + c] * total(dz_sums + at + c * pieces_);
-          dz_centred += weight[first + c] * total(dz_centred_sums + at + c * pieces_);
-        }
-        const double slope = scale.slope_factor * (dz_centred - mean_rest * dz);
-        const double offset = scale.rstd * dz / static_cast<double>(values_) - mean_rest * slope;
+        each_sum(dz_sums + at, dz_centred_sums + at, [&](std::int64_t c, double of_channel, double of_channel_centred) {
+          dz += weight[first + c] * of_channel;
+          dz_centred += weight[first + c] * of_channel_centred;
+        });
+        const double slope = scales[item].slope_factor * (dz_centred - mean_rest * dz);
+        const double offset = scales[item].rstd * dz / static_cast<double>(values_) - mean_rest * slope;
         lines[item] = {static_cast<A>(slope), static_cast<A>(offset)};
       },
       [&](std::int64_t item, std::int64_t index, int member) {
         const Part p = part(item, index);
         run_.gradient[act_](x + p.at, residual ? residual + p.at : nullptr, dy + p.at, dx + p.at,
                             dresidual ? dresidual + p.at : nullptr, p.runs,
-                            affine(constants[member], item, p.channel, weight, bias, b.statistics), lines[item]);
+                            affine_of(item, p.channel, member), lines[item]);
       });
   if (!b.dweight) return;
   std::fill_n(b.dweight, p_.channels, 0.0);
@@ -175,12 +189,12 @@ void ChannelsFirst<T>::backward(const Backward& b) const {
   for (std::int64_t item = 0; item < items_; ++item) {
     const std::int64_t at = item * width_ * pieces_, first = item % p_.groups * width_;
     const double mean = b.statistics.mean[item], mean_rest = mean - static_cast<A>(mean);
-    const double rstd = scale_of(p_, b.statistics.variance[item]).rstd;
-    for (std::int64_t c = 0; c < width_; ++c) {
-      const double dz = total(dz_sums + at + c * pieces_);
-      b.dbias[first + c] += dz;
-      b.dweight[first + c] += rstd * (total(dz_centred_sums + at + c * pieces_) - mean_rest * dz);
-    }
+    const double rstd = scales[item].rstd;
+    double *const dweight = b.dweight + first, *const dbias = b.dbias + first;
+    each_sum(dz_sums + at, dz_centred_sums + at, [=](std::int64_t c, double dz, double dz_centred) {
+      dbias[c] += dz;
+      dweight[c] += rstd * (dz_centred - mean_rest * dz);
+    });
   }
 }
 

@@ -73,15 +73,23 @@ struct Run {
     return sum_of_lanes<A>(sum);
   }
 
+  // Values from the start of run c on that the call may touch: to the end of the last run where they are adjacent.
+  static std::int64_t room_of(Runs runs, std::int64_t c) {
+    return runs.stride == runs.count ? (runs.channels - c) * runs.count : runs.count;
+  }
+
   // Calls body(take, give) for each vector of [0, count): `take(pointer)` loads and `give(pointer, vector)` stores
-  // whole vectors, or the first lanes of the last one, so that a loop body is written once.
+  // whole vectors, or the first lanes of the last one, so that a loop body is written once. Where there is room the last
+  // one is whole too: storing in part is slow, and the next run's values overwrite what is too much.
   template <class Body>
-  static void for_each(std::int64_t count, Body&& body) {
+  static void for_each(std::int64_t count, std::int64_t room, Body&& body) {
     std::int64_t i = 0;
-    for (; i + lanes <= count; i += lanes) {
+    const std::int64_t whole = room - count >= lanes - 1 ? count : count - lanes + 1;
+    for (; i < whole; i += lanes) {
       body([i](const T* p) { return load(p + i); }, [i](T* p, V v) { store(p + i, v); });
     }
-    if (const std::int64_t rest = count - i) {
+    if (i < count) {
+      const std::int64_t rest = count - i;
       body([i, rest](const T* p) { return load_first(p + i, rest); },
            [i, rest](T* p, V v) { store_first(p + i, v, rest); });
     }
@@ -93,7 +101,7 @@ struct Run {
     for (std::int64_t c = 0; c < runs.channels; ++c) {
       const V scale = broadcast(affine.scale[c]), shift = broadcast(affine.shift[c]);
       const std::int64_t at = c * runs.stride;
-      for_each(runs.count, [=](auto take, auto give) {
+      for_each(runs.count, room_of(runs, c), [=](auto take, auto give) {
         V z = (take(x + at) - mean) * scale + shift;
         if constexpr (has_residual) z += take(residual + at);
         give(y + at, Act<act>::template value<A>(z));
@@ -157,7 +165,7 @@ struct Run {
   static void sums_of_runs(const T* x, const T* residual, const T* dy, Runs runs, AffineRuns<T> affine, A* dz,
                            A* dz_centred) {
     constexpr std::int64_t together = lanes / 2;
-    V sums[lanes] = {};
+    V sums[lanes];
     for (std::int64_t first = 0; first < runs.channels; first += together) {
       const std::int64_t some = std::min(together, runs.channels - first);
       for (std::int64_t k = 0; k < some; ++k) {
@@ -168,6 +176,7 @@ struct Run {
         sums[k] = of_run.dz;
         sums[together + k] = of_run.dz_centred;
       }
+      for (std::int64_t k = some; k < together; ++k) sums[k] = sums[together + k] = V{};
       const V totals = sums_of_lanes<A>(sums);
       for (std::int64_t k = 0; k < some; ++k) {
         dz[first + k] = totals[k];
@@ -190,7 +199,7 @@ struct Run {
     for (std::int64_t c = 0; c < runs.channels; ++c) {
       const V scale = broadcast(affine.scale[c]), shift = broadcast(affine.shift[c]);
       const std::int64_t at = c * runs.stride;
-      for_each(runs.count, [=](auto take, auto give) {
+      for_each(runs.count, room_of(runs, c), [=](auto take, auto give) {
         const V centred = take(x + at) - mean;
         const V dz = upstream<act, has_residual>(centred, has_residual ? take(residual + at) : V{}, take(dy + at),
                                                  scale, shift);

@@ -112,6 +112,7 @@ void ChannelsFirst<T>::run(const Forward& f, bool measures, bool writes) const {
   const std::int64_t chunks = measures ? (values_ + kMomentsChunk - 1) / kMomentsChunk : 0;
   std::vector<Moments> found(static_cast<std::size_t>(items_ * chunks));
   std::vector<double> rstds(static_cast<std::size_t>(items_));
+  const double share = 1 / static_cast<double>(values_);
   std::vector<Constants> constants(static_cast<std::size_t>(threads_), Constants(width_));
   const PerChannel<A> weight(f.weight, p_.channels, 1), bias(f.bias, p_.channels, 0);
 
@@ -126,7 +127,7 @@ void ChannelsFirst<T>::run(const Forward& f, bool measures, bool writes) const {
           Moments all = found[item * chunks];
           for (std::int64_t chunk = 1; chunk < chunks; ++chunk) merge(all, found[item * chunks + chunk]);
           f.statistics.mean[item] = all.mean;
-          f.statistics.variance[item] = all.squares / all.count;
+          f.statistics.variance[item] = all.squares * share;
         }
         rstds[item] = scale_of(p_, f.statistics.variance[item]).rstd;
       },
@@ -149,6 +150,7 @@ void ChannelsFirst<T>::backward(const Backward& b) const {
   A *const dz_sums = sums.get(), *const dz_centred_sums = dz_sums + count;
   std::vector<GradientLine<T>> lines(static_cast<std::size_t>(items_));
   // Ahead, because a root and two divisions take longer than the rest of a small group waits for anything.
+  const double share = 1 / static_cast<double>(values_);
   std::vector<Scale> scales(static_cast<std::size_t>(items_));
   for (std::int64_t item = 0; item < items_; ++item) scales[item] = scale_of(p_, b.statistics.variance[item]);
   const auto affine_of = [&](std::int64_t item, std::int64_t channel, int member) {
@@ -174,7 +176,7 @@ void ChannelsFirst<T>::backward(const Backward& b) const {
           dz_centred += weight[first + c] * of_channel_centred;
         });
         const double slope = scales[item].slope_factor * (dz_centred - mean_rest * dz);
-        const double offset = scales[item].rstd * dz / static_cast<double>(values_) - mean_rest * slope;
+        const double offset = scales[item].rstd * share * dz - mean_rest * slope;
         lines[item] = {static_cast<A>(slope), static_cast<A>(offset)};
       },
       [&](std::int64_t item, std::int64_t index, int member) {

@@ -16,6 +16,7 @@ struct Run {
   using A = Compute<T>;
   using V = Vec<A>;
   static constexpr std::int64_t lanes = kLanes<A>;
+  static constexpr std::int64_t kLine = 64 / sizeof(T);  // of a cache
 
   // Where float32 sums overflow (values beyond 1e17 or so), or hold a NaN or Inf: the same in double.
   static Moments wide_moments(const T* x, std::int64_t count) {
@@ -51,13 +52,14 @@ struct Run {
   // One pass, centred on the mean of the first few values. Where that turns out to be more than two deviations from
   // the mean, digits would cancel: then a second pass, centred on the mean that the first one found.
   static Moments moments(const T* x, std::int64_t count) {
-    const double size = static_cast<double>(count);
+    // Multiplied by, because a division at the end of a short run is waited for.
+    const double size = static_cast<double>(count), share = 1 / size;
     const std::int64_t few = std::min<std::int64_t>(count, 32);
-    A centre = static_cast<A>(start_of(x, few) / static_cast<double>(few));
+    A centre = static_cast<A>(start_of(x, few) * (1 / static_cast<double>(few)));
     for (bool is_last : {false, true}) {
       const auto [total, squares] = centred_sums(x, count, centre);
-      const double step = total / size;
-      const double spread = squares / size - step * step;
+      const double step = total * share;
+      const double spread = squares * share - step * step;
       if (!std::isfinite(squares)) break;
       if (is_last || step * step <= 4 * spread) return {size, centre + step, std::fmax(spread * size, 0.0)};
       centre = static_cast<A>(centre + step);
@@ -81,12 +83,15 @@ struct Run {
   // Calls body(take, give) for each vector of [0, count): `take(pointer)` loads and `give(pointer, vector)` stores
   // whole vectors, or the first lanes of the last one, so that a loop body is written once. Where there is room the last
   // one is whole too: storing in part is slow, and the next run's values overwrite what is too much.
-  template <class Body>
+  template <bool asks_ahead, class Body>
   static void for_each(std::int64_t count, std::int64_t room, Body&& body) {
     std::int64_t i = 0;
     const std::int64_t whole = room - count >= lanes - 1 ? count : count - lanes + 1;
     for (; i < whole; i += lanes) {
-      body([i](const T* p) { return load(p + i); }, [i](T* p, V v) { store(p + i, v); });
+      body([i](const T* p) { return load(p + i); }, [i](T* p, V v) {
+        if (asks_ahead && i % kLine == 0) __builtin_prefetch(p + i + kAhead, 1, 2);
+        store(p + i, v);
+      });
     }
     if (i < count) {
       const std::int64_t rest = count - i;
@@ -101,7 +106,7 @@ struct Run {
     for (std::int64_t c = 0; c < runs.channels; ++c) {
       const V scale = broadcast(affine.scale[c]), shift = broadcast(affine.shift[c]);
       const std::int64_t at = c * runs.stride;
-      for_each(runs.count, room_of(runs, c), [=](auto take, auto give) {
+      for_each<false>(runs.count, room_of(runs, c), [=](auto take, auto give) {
         V z = (take(x + at) - mean) * scale + shift;
         if constexpr (has_residual) z += take(residual + at);
         give(y + at, Act<act>::template value<A>(z));
@@ -149,14 +154,15 @@ struct Run {
     }
     if (i + lanes <= count) whole(a, i);
     if (i + 2 * lanes <= count) whole(b, i + lanes);
-    if (i + 3 * lanes <= count) whole(c, i + 2 * lanes);
+    if (i + 3 * lanes <= count) whole(a, i + 2 * lanes);
     if (const std::int64_t rest = count % lanes) {
       i = count - rest;
       // The missing lanes of dy are zero, and so is their dz, as long as the activation's derivative is finite there.
       V centred = load_first(x + i, rest) - mean;
       if constexpr (act != Activation::none && act != Activation::relu) centred = keep_first<A>(centred, rest);
-      add(d, centred, has_residual ? load_first(residual + i, rest) : V{}, load_first(dy + i, rest));
+      add(b, centred, has_residual ? load_first(residual + i, rest) : V{}, load_first(dy + i, rest));
     }
+    if (count < 4 * lanes) return {a.dz + b.dz, a.dz_centred + b.dz_centred};
     return {(a.dz + b.dz) + (c.dz + d.dz), (a.dz_centred + b.dz_centred) + (c.dz_centred + d.dz_centred)};
   }
 
@@ -192,6 +198,10 @@ struct Run {
     else sums_of_runs<act, false>(x, residual, dy, runs, affine, dz, dz_centred);
   }
 
+  // Two streams in and one out are too much for the hardware to foresee: stores ask for the memory two pages on. Reaching
+  // past the end does no harm.
+  static constexpr std::int64_t kAhead = 8192 / sizeof(T);
+
   template <Activation act, bool has_residual>
   static void gradient_runs(const T* x, const T* residual, const T* dy, T* dx, T* dresidual, Runs runs,
                             AffineRuns<T> affine, GradientLine<T> line) {
@@ -199,7 +209,7 @@ struct Run {
     for (std::int64_t c = 0; c < runs.channels; ++c) {
       const V scale = broadcast(affine.scale[c]), shift = broadcast(affine.shift[c]);
       const std::int64_t at = c * runs.stride;
-      for_each(runs.count, room_of(runs, c), [=](auto take, auto give) {
+      for_each<true>(runs.count, room_of(runs, c), [=](auto take, auto give) {
         const V centred = take(x + at) - mean;
         const V dz = upstream<act, has_residual>(centred, has_residual ? take(residual + at) : V{}, take(dy + at),
                                                  scale, shift);

@@ -55,7 +55,8 @@ class ChannelsFirst {
   Part part(std::int64_t item, std::int64_t index) const {
     const std::int64_t block = pieces_ == 1 ? index : index / pieces_;
     const std::int64_t channel = block * block_, begin = (index - block * pieces_) * kMaxSumLength;
-    const std::int64_t channels = std::min(block_, width_ - channel), values = std::min(kMaxSumLength, p_.spatial - begin);
+    const std::int64_t channels = std::min(block_, width_ - channel);
+    const std::int64_t values = std::min(kMaxSumLength, p_.spatial - begin);
     return {channel, item * values_ + channel * p_.spatial + begin, {channels, values, p_.spatial}};
   }
 
@@ -67,7 +68,7 @@ class ChannelsFirst {
   template <class Visit>
   void each_sum(const A* dz, const A* dz_centred, const Visit& visit) const {
     if (pieces_ == 1) {  // apart, so that compilers see a loop to make vectors of
-      for (std::int64_t c = 0; c < width_; ++c) visit(c, static_cast<double>(dz[c]), static_cast<double>(dz_centred[c]));
+      for (std::int64_t c = 0; c < width_; ++c) visit(c, double{dz[c]}, double{dz_centred[c]});
       return;
     }
     const auto total = [this](const A* of_piece) { return std::accumulate(of_piece, of_piece + pieces_, 0.0); };
@@ -134,7 +135,8 @@ void ChannelsFirst<T>::run(const Forward& f, bool measures, bool writes) const {
       [&](std::int64_t item, std::int64_t index, int member) {
         const Part p = part(item, index);
         run_.normalize[act_](x + p.at, residual ? residual + p.at : nullptr, y + p.at, p.runs,
-                             affine(constants[member], item, p.channel, weight, bias, f.statistics.mean[item], rstds[item]));
+                             affine(constants[member], item, p.channel, weight, bias, f.statistics.mean[item],
+                                    rstds[item]));
       });
 }
 
@@ -149,7 +151,7 @@ void ChannelsFirst<T>::backward(const Backward& b) const {
   const std::unique_ptr<A[]> sums(new A[static_cast<std::size_t>(2 * count)]);
   A *const dz_sums = sums.get(), *const dz_centred_sums = dz_sums + count;
   std::vector<GradientLine<T>> lines(static_cast<std::size_t>(items_));
-  // Ahead, because a root and two divisions take longer than the rest of a small group waits for anything.
+  // All of them first: a small group would wait longer for its root and two divisions than for anything else.
   const double share = 1 / static_cast<double>(values_);
   std::vector<Scale> scales(static_cast<std::size_t>(items_));
   for (std::int64_t item = 0; item < items_; ++item) scales[item] = scale_of(p_, b.statistics.variance[item]);
@@ -164,8 +166,7 @@ void ChannelsFirst<T>::backward(const Backward& b) const {
         const std::int64_t piece = pieces_ == 1 ? 0 : index % pieces_;
         const std::int64_t to = (item * width_ + p.channel) * pieces_ + piece;
         run_.gradient_sums[act_](x + p.at, residual ? residual + p.at : nullptr, dy + p.at, p.runs,
-                                 affine_of(item, p.channel, member), dz_sums + to,
-                                 dz_centred_sums + to);
+                                 affine_of(item, p.channel, member), dz_sums + to, dz_centred_sums + to);
       },
       [&](std::int64_t item, int) {
         const std::int64_t at = item * width_ * pieces_, first = item % p_.groups * width_;
@@ -182,8 +183,8 @@ void ChannelsFirst<T>::backward(const Backward& b) const {
       [&](std::int64_t item, std::int64_t index, int member) {
         const Part p = part(item, index);
         run_.gradient[act_](x + p.at, residual ? residual + p.at : nullptr, dy + p.at, dx + p.at,
-                            dresidual ? dresidual + p.at : nullptr, p.runs,
-                            affine_of(item, p.channel, member), lines[item]);
+                            dresidual ? dresidual + p.at : nullptr, p.runs, affine_of(item, p.channel, member),
+                            lines[item]);
       });
   if (!b.dweight) return;
   std::fill_n(b.dweight, p_.channels, 0.0);

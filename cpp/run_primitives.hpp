@@ -17,6 +17,7 @@ struct Run {
   using V = Vec<A>;
   static constexpr std::int64_t lanes = kLanes<A>;
   static constexpr std::int64_t kLine = 64 / sizeof(T);  // of a cache
+  static constexpr std::int64_t kAhead = 8192 / sizeof(T);
 
   // Where float32 sums overflow (values beyond 1e17 or so), or hold a NaN or Inf: the same in double.
   static Moments wide_moments(const T* x, std::int64_t count) {
@@ -81,8 +82,9 @@ struct Run {
   }
 
   // Calls body(take, give) for each vector of [0, count): `take(pointer)` loads and `give(pointer, vector)` stores
-  // whole vectors, or the first lanes of the last one, so that a loop body is written once. Where there is room the last
-  // one is whole too: storing in part is slow, and the next run's values overwrite what is too much.
+  // whole vectors, or the first lanes of the last one, so that a loop body is written once. Where there is room the
+  // last one is whole too: storing in part is slow, and the next run's values overwrite what is too much. With
+  // asks_ahead, stores ask for the memory two pages on. Reaching past the end of the tensor does no harm.
   template <bool asks_ahead, class Body>
   static void for_each(std::int64_t count, std::int64_t room, Body&& body) {
     std::int64_t i = 0;
@@ -198,10 +200,6 @@ struct Run {
     else sums_of_runs<act, false>(x, residual, dy, runs, affine, dz, dz_centred);
   }
 
-  // Two streams in and one out are too much for the hardware to foresee: stores ask for the memory two pages on. Reaching
-  // past the end does no harm.
-  static constexpr std::int64_t kAhead = 8192 / sizeof(T);
-
   template <Activation act, bool has_residual>
   static void gradient_runs(const T* x, const T* residual, const T* dy, T* dx, T* dresidual, Runs runs,
                             AffineRuns<T> affine, GradientLine<T> line) {
@@ -209,6 +207,7 @@ struct Run {
     for (std::int64_t c = 0; c < runs.channels; ++c) {
       const V scale = broadcast(affine.scale[c]), shift = broadcast(affine.shift[c]);
       const std::int64_t at = c * runs.stride;
+      // Two streams in and one out are too much for the hardware to foresee.
       for_each<true>(runs.count, room_of(runs, c), [=](auto take, auto give) {
         const V centred = take(x + at) - mean;
         const V dz = upstream<act, has_residual>(centred, has_residual ? take(residual + at) : V{}, take(dy + at),

@@ -8,9 +8,9 @@ namespace batchfree {
 // For each item (a group, or a sample): reduce(item, i) for its `reductions`, then finish(item), then map(item, i) for
 // its `maps`. All three take the index of the calling thread as their last argument.
 //
-// Items go to threads whole, so that map finds in cache what reduce read. It walks forwards: backwards would find a little
-// more there, but what it writes then comes in an order that the hardware foresees worse. What is left when items do
-// not divide evenly (everything, at batch 1 with one group) is split inside them instead.
+// Items go to threads whole, so that map finds in cache what reduce read. It walks forwards: backwards would find more
+// there, but the hardware foresees worse what is written in that order. What is left when items do not divide evenly
+// (everything, at batch 1 with one group) is split inside them instead.
 // The shape alone cuts them, and `finish` joins in order: the two ways, and any number of threads, give the same bits.
 template <class Reduce, class Finish, class Map>
 void two_phases(std::int64_t items, std::int64_t reductions, std::int64_t maps, int threads, const Reduce& reduce,

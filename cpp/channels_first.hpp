@@ -21,6 +21,7 @@ class ChannelsFirst {
         items_(problem.samples * problem.groups),
         width_(problem.channels / problem.groups),
         values_(problem.values_per_group()),
+        is_far_(problem.size() * static_cast<std::int64_t>(sizeof(T)) > kCachedBytes),
         threads_(useful_threads(problem.size(), problem.threads)),
         pieces_((problem.spatial + kMaxSumLength - 1) / kMaxSumLength),
         block_(std::clamp<std::int64_t>(kMaxSumLength / problem.spatial, 1, width_)),
@@ -81,6 +82,7 @@ class ChannelsFirst {
   std::int64_t items_;   // groups of all samples
   std::int64_t width_;   // channels per group
   std::int64_t values_;  // per group
+  bool is_far_;
   int threads_;
   std::int64_t pieces_;  // per channel
   std::int64_t block_;   // channels per part
@@ -136,7 +138,8 @@ void ChannelsFirst<T>::run(const Forward& f, bool measures, bool writes) const {
         const Part p = part(item, index);
         run_.normalize[act_](x + p.at, residual ? residual + p.at : nullptr, y + p.at, p.runs,
                              affine(constants[member], item, p.channel, weight, bias, f.statistics.mean[item],
-                                    rstds[item]));
+                                    rstds[item]),
+                             is_far_);
       });
 }
 
@@ -184,7 +187,7 @@ void ChannelsFirst<T>::backward(const Backward& b) const {
         const Part p = part(item, index);
         run_.gradient[act_](x + p.at, residual ? residual + p.at : nullptr, dy + p.at, dx + p.at,
                             dresidual ? dresidual + p.at : nullptr, p.runs, affine_of(item, p.channel, member),
-                            lines[item]);
+                            lines[item], is_far_);
       });
   if (!b.dweight) return;
   std::fill_n(b.dweight, p_.channels, 0.0);

@@ -41,7 +41,6 @@ class ChannelsLast {
   using A = Compute<T>;
   // The second of the two passes over a chunk reads it from the second-level cache.
   static constexpr std::int64_t kChunkBytes = 64 * 1024;
-  static constexpr std::int64_t kCachedBytes = 8 << 20;  // what the last-level cache holds beside other tensors
   static constexpr std::int64_t kFewestRows = 32;  // so that joining per-channel sums stays cheap beside making them
 
   // dx = dz * scale - (x - mean) * slope - offset, for one group.
@@ -193,7 +192,7 @@ void ChannelsLast<T>::backward(const Backward& b) const {
         const std::int64_t at = start_of(sample, chunk);
         row_.gradient[act_](x + at, residual ? residual + at : nullptr, dy + at, dx + at,
                             dresidual ? dresidual + at : nullptr, rows_of(chunk), channels,
-                            constants[member].affine(), constants[member].slope(), constants[member].offset());
+                            constants[member].affine(), constants[member].slope(), constants[member].offset(), is_far_);
       });
   if (!b.dweight) return;
   std::fill_n(b.dweight, channels, 0.0);

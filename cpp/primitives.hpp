@@ -16,6 +16,9 @@ namespace batchfree {
 // Longest run of values that one call may add up in float32: above it rounding would grow, so drivers cut chunks.
 inline constexpr std::int64_t kMaxSumLength = 8192;
 
+// A tensor of more does not wait in the second-level cache for whoever reads it next.
+inline constexpr std::int64_t kCachedBytes = 2 << 20;
+
 // A rounded mean loses digits (5e-4 at an offset of 1e4). x - rounded is still exact near it, so the loss is a constant
 // that callers fold into `shift` and `offset`, and into the sums that come back.
 
@@ -45,12 +48,13 @@ struct Runs {
 template <class T>
 struct RunPrimitives {
   Moments (*moments)(const T* x, std::int64_t count);  // of one contiguous run, whatever its channels
-  void (*normalize[kActivationCount])(const T* x, const T* residual, T* y, Runs, AffineRuns<T>);
+  // is_far, here and below: the tensor lies beyond the caches, and so will the output.
+  void (*normalize[kActivationCount])(const T* x, const T* residual, T* y, Runs, AffineRuns<T>, bool is_far);
   // Overwrites, per channel, the sum of dz and that of dz * (x - mean).
   void (*gradient_sums[kActivationCount])(const T* x, const T* residual, const T* dy, Runs, AffineRuns<T>,
                                           Compute<T>* dz, Compute<T>* dz_centred);
   void (*gradient[kActivationCount])(const T* x, const T* residual, const T* dy, T* dx, T* dresidual, Runs,
-                                     AffineRuns<T>, GradientLine<T>);
+                                     AffineRuns<T>, GradientLine<T>, bool is_far);
 };
 
 // The same with a mean per channel, for channels-last rows.
@@ -67,7 +71,6 @@ struct RowPrimitives {
   // Fills out[groups]; scratch holds 3 * channels values.
   void (*moments)(const T* x, std::int64_t rows, std::int64_t channels, std::int64_t groups, Compute<T>* scratch,
                   Moments* out);
-  // is_far: x and y lie in memory, beyond the caches.
   void (*normalize[kActivationCount])(const T* x, const T* residual, T* y, std::int64_t rows, std::int64_t channels,
                                       AffineRow<T>, bool is_far);
   // Overwrites dz[channels] and dz_centred[channels].
@@ -76,7 +79,7 @@ struct RowPrimitives {
                                           Compute<T>* dz_centred);
   void (*gradient[kActivationCount])(const T* x, const T* residual, const T* dy, T* dx, T* dresidual,
                                      std::int64_t rows, std::int64_t channels, AffineRow<T>,
-                                     const Compute<T>* slope, const Compute<T>* offset);
+                                     const Compute<T>* slope, const Compute<T>* offset, bool is_far);
 };
 
 template <class T>

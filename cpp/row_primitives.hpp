@@ -35,11 +35,16 @@ struct Rows {
     const E* at(const E* p) const { return p + c; }
   };
 
-  // Calls body(take, give) for each vector of [0, channels).
-  template <class Body>
+  // Calls body(take, give) for each vector of [0, channels); `streams` where each row's whole vectors go past the caches.
+  template <bool streams = false, class Body>
   static void for_each(std::int64_t channels, Body&& body) {
     std::int64_t c = 0;
-    for (; c + lanes <= channels; c += lanes) body(TakeWhole{c}, [c](auto* p, V v) { store(p + c, v); });
+    for (; c + lanes <= channels; c += lanes) {
+      body(TakeWhole{c}, [c](auto* p, V v) {
+        if constexpr (streams) stream(p + c, v);
+        else store(p + c, v);
+      });
+    }
     if (const std::int64_t rest = channels - c) {
       body(TakeFirst{c, rest}, [c, rest](auto* p, V v) { store_first(p + c, v, rest); });
     }
@@ -188,17 +193,28 @@ struct Rows {
   template <Activation act>
   static void normalize(const T* x, const T* residual, T* y, std::int64_t rows, std::int64_t channels,
                         AffineRow<T> affine, bool is_far) {
+    if (is_far && is_streamable(y, channels)) {
+      normalize_rows<act, true>(x, residual, y, rows, channels, affine, is_far);
+      end_streams();
+    } else {
+      normalize_rows<act, false>(x, residual, y, rows, channels, affine, is_far);
+    }
+  }
+
+  template <Activation act, bool streams>
+  static void normalize_rows(const T* x, const T* residual, T* y, std::int64_t rows, std::int64_t channels,
+                             AffineRow<T> affine, bool is_far) {
     constexpr std::int64_t kAhead = 4;  // rows
-    // Two at a time: four rows read and four written would crowd one set of the first-level cache.
-    for_each_block<2>(rows, [&](std::int64_t r, auto together) {
+    // Two at a time: four rows read and four written would crowd one set of the first-level cache. Streams want one.
+    for_each_block<streams ? 1 : 2>(rows, [&](std::int64_t r, auto together) {
       const std::int64_t at = r * channels;
-      for_each(channels, [&](auto take, auto give) {
+      for_each<streams>(channels, [&](auto take, auto give) {
         const V mean = take(affine.mean), scale = take(affine.scale), shift = take(affine.shift);
         for (int k = 0; k < together; ++k) {
           const std::int64_t row = at + k * channels;
           if (is_far) {  // else it only costs time
             __builtin_prefetch(take.at(x + row + kAhead * channels), 0, 2);
-            __builtin_prefetch(take.at(y + row + kAhead * channels), 1, 2);
+            if (!streams) __builtin_prefetch(take.at(y + row + kAhead * channels), 1, 2);
           }
           V z = (take(x + row) - mean) * scale + shift;
           if (residual) z += take(residual + row);
@@ -253,11 +269,11 @@ struct Rows {
     else sums<act, false>(x, residual, dy, rows, channels, affine, dz, dz_centred);
   }
 
-  template <Activation act, bool has_residual>
+  template <Activation act, bool has_residual, bool streams>
   static void lines(const T* x, const T* residual, const T* dy, T* dx, T* dresidual, std::int64_t rows,
                     std::int64_t channels, AffineRow<T> affine, const A* slopes, const A* offsets) {
     for_each_block(rows, [&](std::int64_t r, auto together) {
-      for_each(channels, [&](auto take, auto give) {
+      for_each<streams>(channels, [&](auto take, auto give) {
         const V mean = take(affine.mean), scale = take(affine.scale), shift = take(affine.shift);
         const V slope = take(slopes), offset = take(offsets);
         for (int k = 0; k < together; ++k) {
@@ -276,12 +292,17 @@ struct Rows {
 
   template <Activation act>
   static void gradient(const T* x, const T* residual, const T* dy, T* dx, T* dresidual, std::int64_t rows,
-                       std::int64_t channels, AffineRow<T> affine, const A* slope, const A* offset) {
-    if (act != Activation::none && residual) {
-      lines<act, true>(x, residual, dy, dx, dresidual, rows, channels, affine, slope, offset);
-    } else {
-      lines<act, false>(x, residual, dy, dx, dresidual, rows, channels, affine, slope, offset);
-    }
+                       std::int64_t channels, AffineRow<T> affine, const A* slope, const A* offset, bool is_far) {
+    const auto write = [&](auto has_residual, auto streams) {
+      lines<act, has_residual, streams>(x, residual, dy, dx, dresidual, rows, channels, affine, slope, offset);
+    };
+    const bool streams = is_far && is_streamable(dx, channels) && (!dresidual || is_streamable(dresidual, channels));
+    const bool has_residual = act != Activation::none && residual;
+    if (has_residual && streams) write(std::true_type{}, std::true_type{});
+    else if (has_residual) write(std::true_type{}, std::false_type{});
+    else if (streams) write(std::false_type{}, std::true_type{});
+    else write(std::false_type{}, std::false_type{});
+    if (streams) end_streams();
   }
 };
 

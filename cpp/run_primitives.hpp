@@ -102,24 +102,36 @@ struct Run {
     }
   }
 
+  // The same past the caches, for a run of whole vectors that lie as `is_streamable` asks.
+  template <class Body>
+  static void stream_each(std::int64_t count, Body&& body) {
+    for (std::int64_t i = 0; i < count; i += lanes) {
+      body([i](const T* p) { return load(p + i); }, [i](T* p, V v) { stream(p + i, v); });
+    }
+  }
+
   template <Activation act, bool has_residual>
-  static void normalize_runs(const T* x, const T* residual, T* y, Runs runs, AffineRuns<T> affine) {
+  static void normalize_runs(const T* x, const T* residual, T* y, Runs runs, AffineRuns<T> affine, bool is_far) {
+    const bool streams = is_far && is_streamable(y, runs.stride);
     const V mean = broadcast(affine.mean);
     for (std::int64_t c = 0; c < runs.channels; ++c) {
       const V scale = broadcast(affine.scale[c]), shift = broadcast(affine.shift[c]);
       const std::int64_t at = c * runs.stride;
-      for_each<false>(runs.count, room_of(runs, c), [=](auto take, auto give) {
+      const auto body = [=](auto take, auto give) {
         V z = (take(x + at) - mean) * scale + shift;
         if constexpr (has_residual) z += take(residual + at);
         give(y + at, Act<act>::template value<A>(z));
-      });
+      };
+      if (streams) stream_each(runs.count, body);
+      else for_each<false>(runs.count, room_of(runs, c), body);
     }
+    if (streams) end_streams();
   }
 
   template <Activation act>
-  static void normalize(const T* x, const T* residual, T* y, Runs runs, AffineRuns<T> affine) {
-    if (residual) normalize_runs<act, true>(x, residual, y, runs, affine);
-    else normalize_runs<act, false>(x, residual, y, runs, affine);
+  static void normalize(const T* x, const T* residual, T* y, Runs runs, AffineRuns<T> affine, bool is_far) {
+    if (residual) normalize_runs<act, true>(x, residual, y, runs, affine, is_far);
+    else normalize_runs<act, false>(x, residual, y, runs, affine, is_far);
   }
 
   template <Activation act, bool has_residual>
@@ -202,13 +214,14 @@ struct Run {
 
   template <Activation act, bool has_residual>
   static void gradient_runs(const T* x, const T* residual, const T* dy, T* dx, T* dresidual, Runs runs,
-                            AffineRuns<T> affine, GradientLine<T> line) {
+                            AffineRuns<T> affine, GradientLine<T> line, bool is_far) {
+    const bool streams =
+        is_far && is_streamable(dx, runs.stride) && (!dresidual || is_streamable(dresidual, runs.stride));
     const V mean = broadcast(affine.mean), slope = broadcast(line.slope), offset = broadcast(line.offset);
     for (std::int64_t c = 0; c < runs.channels; ++c) {
       const V scale = broadcast(affine.scale[c]), shift = broadcast(affine.shift[c]);
       const std::int64_t at = c * runs.stride;
-      // Two streams in and one out are too much for the hardware to foresee.
-      for_each<true>(runs.count, room_of(runs, c), [=](auto take, auto give) {
+      const auto body = [=](auto take, auto give) {
         const V centred = take(x + at) - mean;
         const V dz = upstream<act, has_residual>(centred, has_residual ? take(residual + at) : V{}, take(dy + at),
                                                  scale, shift);
@@ -216,15 +229,21 @@ struct Run {
           if (dresidual) give(dresidual + at, dz);
         }
         give(dx + at, dz * scale - (centred * slope + offset));
-      });
+      };
+      if (streams) stream_each(runs.count, body);
+      else for_each<true>(runs.count, room_of(runs, c), body);  // two streams in and one out are hard to foresee
     }
+    if (streams) end_streams();
   }
 
   template <Activation act>
   static void gradient(const T* x, const T* residual, const T* dy, T* dx, T* dresidual, Runs runs,
-                       AffineRuns<T> affine, GradientLine<T> line) {
-    if (act != Activation::none && residual) gradient_runs<act, true>(x, residual, dy, dx, dresidual, runs, affine, line);
-    else gradient_runs<act, false>(x, residual, dy, dx, dresidual, runs, affine, line);
+                       AffineRuns<T> affine, GradientLine<T> line, bool is_far) {
+    if (act != Activation::none && residual) {
+      gradient_runs<act, true>(x, residual, dy, dx, dresidual, runs, affine, line, is_far);
+    } else {
+      gradient_runs<act, false>(x, residual, dy, dx, dresidual, runs, affine, line, is_far);
+    }
   }
 };
 

@@ -39,6 +39,48 @@ inline void store(T* to, Vec<Compute<T>> vector) {
   }
 }
 
+// Past the caches, where the instruction set can: what they would not hold until it is read need not be read into them
+// first to be written. Only to what `is_streamable`, and `end_streams` before another thread may look.
+template <class T>
+inline void stream(T* to, Vec<Compute<T>> vector) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) {
+    _mm512_stream_ps(to, bit_cast<__m512>(vector));
+  } else if constexpr (std::is_same_v<T, double>) {
+    _mm512_stream_pd(to, bit_cast<__m512d>(vector));
+  } else {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), bit_cast<__m256i>(narrow(vector, T{})));
+  }
+#elif defined(__AVX2__)
+  if constexpr (std::is_same_v<T, float>) {
+    _mm256_stream_ps(to, bit_cast<__m256>(vector));
+  } else if constexpr (std::is_same_v<T, double>) {
+    _mm256_stream_pd(to, bit_cast<__m256d>(vector));
+  } else {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to), bit_cast<__m128i>(narrow(vector, T{})));
+  }
+#else
+  store(to, vector);  // never called: nothing is streamable
+#endif
+}
+
+inline void end_streams() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
+// Whether rows of `stride` elements from `to` on can be streamed: whole lines of the caches, for a part of one is slow.
+template <class T>
+inline bool is_streamable([[maybe_unused]] const T* to, [[maybe_unused]] std::int64_t stride) {
+#if defined(__AVX2__)
+  constexpr std::uintptr_t kLine = 64;
+  return reinterpret_cast<std::uintptr_t>(to) % kLine == 0 && stride * sizeof(T) % kLine == 0;
+#else
+  return false;
+#endif
+}
+
 // Zero where value < 0, and a NaN where it is one: the order of the operands decides that.
 template <class A>
 inline Vec<A> without_negatives(Vec<A> value) {

@@ -40,6 +40,7 @@ def _ours(case: Case) -> tuple[Callable[[], object], Callable[[], object]]:
         case.groups,
         case.layout == "last",
         _ELEMENTS[case.dtype],
+        _ELEMENTS[torch.float32],
         _RELU,
         False,
         1e-5,
@@ -50,10 +51,10 @@ def _ours(case: Case) -> tuple[Callable[[], object], Callable[[], object]]:
     x_, dy_, weight_, bias_, y_, dx_, dweight_, dbias_, moments_ = (tensor.data_ptr() for tensor in held)
 
     def forward(_held: object = held) -> None:
-        _core.forward(problem, x_, weight_, bias_, 0, 0, y_, moments_)
+        _core.forward(problem, x_, weight_, bias_, 0, y_, moments_)
 
     def backward(_held: object = held) -> None:
-        _core.backward(problem, dy_, x_, weight_, bias_, 0, 0, moments_, dx_, 0, dweight_, dbias_)
+        _core.backward(problem, dy_, x_, weight_, bias_, 0, moments_, dx_, 0, dweight_, dbias_)
 
     forward()
     return forward, backward

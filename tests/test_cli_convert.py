@@ -127,6 +127,9 @@ def test_the_printed_agreement_is_that_of_the_written_network(folder: Path) -> N
     assert found is not None
     assert float(found[1]) == pytest.approx(float(distance), abs=6e-4)
     assert list(folder.glob(".*")) == []  # no temporary file is left
+    assert f"{len(batch)} images, 3x16x16, standardised with --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225" in shown
+    with safe_open(folder / "out.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["batchfree"])["mean"] == [0.485, 0.456, 0.406]
 
 
 def test_a_file_with_a_modules_name_does_not_stand_for_that_module(folder: Path) -> None:

@@ -335,3 +335,39 @@ def test_auto_eps_takes_the_best_of_its_candidates_and_reports_it() -> None:
     assert (report.rows[0].fit_error or 1) < 0.7 * (kept.rows[0].fit_error or 0.0)
     again = calibrate(converted, original, batch, eps="auto")  # not from what it chose before
     assert again.eps == report.eps
+
+
+def test_few_images_and_images_of_another_scale_are_warned_of() -> None:
+    torch.manual_seed(0)
+    original: Any = small_network()
+    for norm in (original[1], original[4]):
+        norm.momentum = 1.0
+    with torch.no_grad():
+        original.train()(images(64))  # its running statistics are those of such images
+    original.eval()
+    report = calibrate(convert(original), original, images(64))
+    assert report.images == 64
+    assert report.unlikeness == pytest.approx(1, abs=0.1)
+    assert report.warnings == ()
+    assert "images: 64" in str(report)
+    report = calibrate(convert(original), original, list(images(20).split(7)))
+    assert report.images == 20
+    (warning,) = calibrate(convert(original), original, images(15)).warnings
+    assert "fitted to 15 images" in warning
+    for scale in (100, 0.01):
+        report = calibrate(convert(original), original, images(64) * scale)
+        assert any("not like those of the training" in warning for warning in report.warnings)
+    torch.testing.assert_close(
+        calibrate(convert(original), original, images(64) * 100).unlikeness, 100.0, rtol=0.3, atol=0
+    )
+
+
+def test_norms_that_fit_badly_are_counted_in_one_warning() -> None:
+    original = small_network()
+    brightness = torch.logspace(-2, 2, 20, dtype=torch.float64).reshape(-1, 1, 1, 1)
+    report = calibrate(convert(original, "in"), original, images(20) * brightness)
+    poor = [row for row in report.rows if row.fits_poorly]
+    (warning,) = [warning for warning in report.warnings if "poorly" in warning]
+    assert len(poor) == 2
+    worst = max(poor, key=lambda row: row.fit_error or 0)
+    assert warning.startswith(f"2 of 2 norms fit poorly, {worst.name} worst (error {worst.fit_error:.2f})")

@@ -155,3 +155,9 @@ def test_a_failure_puts_groups_and_eps_back_too() -> None:
     with pytest.raises(ArgumentError, match="out of luck"):
         calibrate(converted, original, images(6, 16, 4, 4, dtype=torch.float32) * brightness, groups="auto", eps="auto")
     assert (converted.norm.num_groups, converted.norm.eps) == (2, 1e-5)
+
+
+def test_what_is_no_network_is_refused() -> None:
+    network: Any = "resnet18"
+    with pytest.raises(ArgumentError, match="a str was given as a network"):
+        calibrate(convert(small_network()), network, images())

@@ -94,11 +94,18 @@ def convert(
         "groups": dict(report.groups),
         "eps": dict(report.eps),
     }
-    _write(out, converted, {**options, "input": list(batch.shape[1:]), "recovery_steps": recover})
+    prepared = {"input": list(batch.shape[1:]), "mean": list(standard[0]), "std": list(standard[1])}
+    _write(out, converted, {**options, **prepared, "recovery_steps": recover})
+    sides = "x".join(map(str, batch.shape[1:]))
+    print(f"{len(batch)} images, {sides}, standardised with --mean {_listed(standard[0])} --std {_listed(standard[1])}")
     print(report)
     if recovered is not None:
         print(recovered)
     print(f"Written: {out}")
+
+
+def _listed(numbers: tuple[float, ...]) -> str:
+    return ",".join(f"{number:g}" for number in numbers)
 
 
 def _target(to: str) -> tuple[Any, bool]:

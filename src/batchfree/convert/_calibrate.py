@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -95,12 +96,14 @@ def calibrate(
         for each in runs:
             hooks.callback(each.cancel)
         norms = {pair.name: _Progress(pair, pair.sign, scalable.get(pair.name)) for pair in pairs}
-        _fit_in_forward_order(norms, runs, groups, eps, on_progress)
+        reached = _fit_in_forward_order(norms, runs, groups, eps, on_progress)
         agreement = Agreement()
         for each in runs:
             agreement.add(*each.outputs)
     rows = tuple(_row(progress, pairs) for progress in norms.values())
-    return CalibrationReport(rows, agreement.top1, agreement.relative_error)
+    count = sum(len(observation.given.mean) for observation in reached[0].seen) if reached else 0
+    unlikeness = statistics.fmean(reached[0].unlikeness) if reached else 1.0
+    return CalibrationReport(rows, count, unlikeness, agreement.top1, agreement.relative_error)
 
 
 @dataclass
@@ -112,13 +115,16 @@ class _Progress:
     filters: list[nn.Parameter] | None  # of the convolution before it, where they may be scaled
     seen: list[Observation] = field(default_factory=list)
     smallest_map: int | None = None
+    unlikeness: list[float] = field(default_factory=list)  # of each batch to the images of the training
     fit: Fit | None = None
 
     def observe(self, run: PairedRun) -> None:
         """Takes in what waits before the norm."""
         x, y = run.maps()
         if len(x) and len(y):  # a detector may propose nothing
-            self.seen.append(_observe(self.pair, x, y))
+            observation, unlikeness = _observe(self.pair, x, y)
+            self.seen.append(observation)
+            self.unlikeness.append(unlikeness)
             size = y[0, 0].numel()
             self.smallest_map = size if self.smallest_map is None else min(self.smallest_map, size)
 
@@ -145,7 +151,9 @@ def _fit_in_forward_order(
     groups: Choice,
     eps: Choice,
     on_progress: Callable[[int, int], None] | None,
-) -> None:
+) -> list[_Progress]:
+    """The norms that were reached, in that order."""
+    reached: list[_Progress] = []
     while (name := common_norm([run.advance() for run in runs])) is not None:
         progress = norms[name]
         for run in runs:
@@ -155,13 +163,16 @@ def _fit_in_forward_order(
             auto = candidate_groups(norm.num_channels, progress.smallest_map)
             counts = auto if groups == "auto" else [norm.num_groups]
             progress.balance(runs, max(counts))  # larger groups are made of these, or nearly so
+            if progress.fit is None:
+                reached.append(progress)
             progress.fit = _best_fit(progress, counts, eps)
             _apply(norm, progress.fit)
         if on_progress is not None:
-            on_progress(sum(each.fit is not None for each in norms.values()), len(norms))
+            on_progress(len(reached), len(norms))
+    return reached
 
 
-def _observe(pair: NormPair, x: Tensor, y: Tensor) -> Observation:
+def _observe(pair: NormPair, x: Tensor, y: Tensor) -> tuple[Observation, float]:
     old, new = map_moments(x), map_moments(y)
     for which, measured in (("original", old), ("converted network", new)):
         if not (measured.mean.isfinite().all() and measured.variance.isfinite().all()):
@@ -177,7 +188,7 @@ def _observe(pair: NormPair, x: Tensor, y: Tensor) -> Observation:
         )
     target = MapMoments(old.size, scale * old.mean + shift, scale.square() * old.variance)
     joint = scale * covariance(x, old.mean, y, new.mean) if x.shape == y.shape else None
-    return Observation(target, new, joint)
+    return Observation(target, new, joint), pair.unlikeness(*old.over_samples())
 
 
 def _best_fit(progress: _Progress, counts: list[int], eps: Choice) -> Fit:

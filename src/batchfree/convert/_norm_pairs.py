@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from batchfree.convert._kinds import read_batch_norm
-from batchfree.errors import ConversionError
+from batchfree.errors import ArgumentError, ConversionError
 
 __all__ = ["NormPair", "norm_pairs"]
 
@@ -59,13 +59,31 @@ class NormPair:
             shift = shift + self.old.bias.detach().double().cpu()
         return scale, shift
 
+    def unlikeness(self, mean: Tensor, variance: Tensor) -> float:
+        """How many times further the old norm's input is from its running mean than it was in training, by the median
+        channel; 1 where it has no running statistics.
+
+        Args:
+            mean, variance: (C,) float64 of its input.
+        """
+        if not self.has_running_statistics:
+            return 1.0
+        expected, spread = (value.detach().double().cpu() for value in (self.old.running_mean, self.old.running_var))
+        return float(((variance + (mean - expected).square() + self.eps) / (spread + self.eps)).median().sqrt())
+
 
 def norm_pairs(original: nn.Module, converted: nn.Module) -> list[NormPair]:
     """Every Group Norm of `converted` that stands where `original` has a norm over the batch, frozen ones included.
 
     Raises:
+        ArgumentError: one of them is no module.
         ConversionError: there is none, or the two networks do not fit together; every reason is listed.
     """
+    for given in (original, converted):
+        if not isinstance(given, nn.Module):
+            raise ArgumentError(
+                f"a {type(given).__name__} was given as a network. It must be a torch.nn.Module. Pass the networks."
+            )
     old_modules: dict[str, Any] = dict(original.named_modules(remove_duplicate=False))
     new_modules = dict(converted.named_modules(remove_duplicate=False))
     partners: dict[nn.Module, nn.Module] = {}

@@ -16,9 +16,6 @@ namespace batchfree {
 // Longest run of values that one call may add up in float32: above it rounding would grow, so drivers cut chunks.
 inline constexpr std::int64_t kMaxSumLength = 8192;
 
-// A tensor of more does not wait in the second-level cache for whoever reads it next.
-inline constexpr std::int64_t kCachedBytes = 2 << 20;
-
 // A rounded mean loses digits (5e-4 at an offset of 1e4). x - rounded is still exact near it, so the loss is a constant
 // that callers fold into `shift` and `offset`, and into the sums that come back.
 

@@ -132,9 +132,7 @@ class _Progress:
         """Scales the filters that gave the waiting maps, and these."""
         if self.filters is None or self.fit is not None:
             return
-        if any(
-            observation.covariance is None for observation in self.seen
-        ):  # other places, by which no sign can be told
+        if any(observation.covariance is None for observation in self.seen):  # of maps by which no sign can be told
             self.filters = None
             return
         scales = filter_scales(self.seen, num_groups)

@@ -65,7 +65,7 @@ def by_hand(state: dict[str, Tensor], start: Start, data: ImageData) -> nn.Modul
     converted = convert(original, affine="fresh" if start == "fresh" else "keep", example_inputs=example)
     images = standardised(data.train_images, data)
     if start in ("calibrated", "recovered"):
-        calibrate(converted, original, images[:64], groups="auto")
+        calibrate(converted, original, images[:64], groups="auto", eps="auto", filters="auto")
     if start == "recovered":
         recover(converted, original, images, seed=0)
     return converted
@@ -79,12 +79,13 @@ def test_a_network_starts_as_convert_calibrate_and_recover_give_it(
     state, data = trained_state(folder, found), turned_digits()
     expected = by_hand(state, start, data)
     network = build_network(arm(found, "gn", start), data, state)
-    assert [m.num_groups for m in network.modules() if isinstance(m, GroupNorm)] == [
-        m.num_groups for m in expected.modules() if isinstance(m, GroupNorm)
-    ]
+    norms, wanted_norms = ([m for m in one.modules() if isinstance(m, GroupNorm)] for one in (network, expected))
+    assert [norm.num_groups for norm in norms] == [norm.num_groups for norm in wanted_norms]
+    assert [norm.eps for norm in norms] == pytest.approx([norm.eps for norm in wanted_norms], rel=1e-4)
     for name, wanted in expected.state_dict().items():
         assert torch.allclose(network.state_dict()[name], wanted, rtol=1e-4, atol=1e-5), name
-        if "norm" not in name:  # convolutions and the classifier are the trained ones
+        is_scaled = start in ("calibrated", "recovered") and "classifier" not in name
+        if "norm" not in name and not is_scaled:  # the trained ones
             assert torch.equal(network.state_dict()[name], state[name]), name
 
 
@@ -198,14 +199,14 @@ def test_a_run_does_not_go_on_with_other_groups(
     assert run_cell(config, place, stop_after(2)) is None
     before = (place / "checkpoint.safetensors").read_bytes()
 
-    def calibrate_elsewhere(converted: nn.Module, *arguments: object, groups: str) -> None:
+    def calibrate_elsewhere(converted: nn.Module, *arguments: object, **settings: object) -> None:
         """As on a machine whose last bits make the other choice; every weight keeps its shape."""
         for module in converted.modules():
             if isinstance(module, GroupNorm):
-                module.num_groups = 1
+                module.num_groups = 2
 
     monkeypatch.setattr(_arm, "calibrate", calibrate_elsewhere)
-    with pytest.raises(StudyError, match=r"this start chose \[1, 1, .*retry DIR --from-start"):
+    with pytest.raises(StudyError, match=r"this start chose \[2, 2, .*retry DIR --from-start"):
         run_cell(config, place)
     assert (place / "checkpoint.safetensors").read_bytes() == before
     monkeypatch.undo()

@@ -7,10 +7,12 @@ sample to sample. The norm's weight takes scale and sign back, so that only the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from batchfree.convert._map_moments import Observation, joined, over_samples, shares, varies
 
@@ -38,11 +40,11 @@ def filter_scales(observations: list[Observation], num_groups: int) -> Tensor:
     return sizes * torch.from_numpy(np.concatenate([_signs(part) for part in np.split(differing, num_groups, axis=1)]))
 
 
-def scale_filters(parameters: list[nn.Parameter], scales: Tensor) -> None:
-    """Multiplies each filter by its scale."""
+def scale_filters(parts: Sequence[Tensor], scales: Tensor) -> None:
+    """Multiplies what a convolution holds per filter, in place, by the filters' scales."""
     with torch.no_grad():
-        for parameter in parameters:
-            parameter.mul_(scales.to(parameter).reshape(-1, *[1] * (parameter.dim() - 1)))
+        for part in parts:
+            part.mul_(scales.to(part).reshape(-1, *[1] * (part.dim() - 1)))
 
 
 def _signs(columns: Array) -> Array:

@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from batchfree.convert._batches import Forward, networks_forward, tensors_in
 from batchfree.convert._dataflow import Dataflow, copy_of, dataflow_of_run, without_traces
+from batchfree.convert._filter_scales import scale_filters
 from batchfree.convert._kinds import is_batch_norm
 from batchfree.convert._paired_run import blaming
 from batchfree.torch import WSConv1d, WSConv2d, WSConv3d
@@ -59,13 +60,14 @@ def own_filters(
             flow = dataflow_of_run(probe, lambda: run(probe, few))
     places = dict(converted.named_modules())
     held = {_memory(parameter) for parameter in original.parameters()}
+    pairs = list(_pairs(probe, flow))
     parameters = {
         pair.norm: found
-        for pair in _pairs(probe, flow)
+        for pair in pairs
         if (found := _per_filter(places.get(pair.convolution)))
         and not any(_memory(parameter) in held for parameter in found)
     }
-    pairs = [pair for pair in _pairs(probe, flow) if pair.norm in parameters]
+    pairs = [pair for pair in pairs if pair.norm in parameters]
 
     def results() -> list[Tensor]:
         return _results(probe, lambda: run(probe, few))
@@ -121,8 +123,7 @@ def _scaled(pairs: list[_Pair]) -> Iterator[None]:
                 factors = torch.tensor([-2.0, -0.5, 0.5, 2.0])[
                     torch.randint(4, pair.divided.shape, generator=generator)
                 ]
-                for tensor in pair.multiplied:
-                    tensor.mul_(factors.to(tensor).reshape(-1, *[1] * (tensor.dim() - 1)))
+                scale_filters(pair.multiplied, factors)
                 pair.divided.div_(factors.to(pair.divided))
             yield
         finally:

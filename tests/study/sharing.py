@@ -46,7 +46,13 @@ def _train(config: CellConfig, folder: Path, workers: Workers, should_stop: Call
     workers.wait()  # as at a process's end: no worker goes on before the checkpoint is whole
 
 
+def _threads() -> list[str]:
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]  # none but on Linux
+
+
 if __name__ == "__main__":
     folder, count = Path(sys.argv[1]), int(sys.argv[2])
     with Workers(count) as workers:
         train_all(folder, workers)
+    left = [name for name in _threads() if "gloo" in name]
+    assert not left, f"threads that are not joined can abort the process while it ends: {left}"

@@ -13,6 +13,7 @@ from types import TracebackType
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before a group exists: its functions keep the default one as argument, with live threads
 from torch import Tensor, nn
 
 from batchfree.errors import StudyError

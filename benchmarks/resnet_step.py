@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from batchfree.torch import GroupNorm, WSConv2d
+from benchmarks.allocator import keep_freed_memory
 from benchmarks.timing import interleaved
 
 LAYERS = [3, 4, 6, 3]
@@ -82,12 +83,14 @@ def main() -> int:
     parser.add_argument("--json", type=Path, required=True, help="where the rows are written")
     parser.add_argument("--seconds", type=float, default=60, help="per batch size and layout")
     parser.add_argument("--batch", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--return-memory", action="store_true", help="leave freed memory to the C library's default")
     given = parser.parse_args()
+    keeps_freed_memory = not given.return_memory and keep_freed_memory()
     if not is_right():
         print("The gate is red: our network's loss or gradients are not torch's.", file=sys.stderr)
         return 1
     rows = [
-        _row(batch, layout, given.seconds)
+        _row(batch, layout, given.seconds) | {"keeps_freed_memory": keeps_freed_memory}
         for layout in (torch.contiguous_format, torch.channels_last)
         for batch in given.batch
     ]

@@ -129,8 +129,8 @@ void ChannelsFirst<T>::run(const Forward& f, bool measures, bool writes) const {
       },
       [&](std::int64_t item, int) {
         if (measures) {
-          Moments all = found[item * chunks];
-          for (std::int64_t chunk = 1; chunk < chunks; ++chunk) merge(all, found[item * chunks + chunk]);
+          const Moments* const parts = &found[item * chunks];
+          const Moments all = chunks == 1 ? *parts : merged(parts, chunks, 1);
           f.statistics.mean[item] = all.mean;
           f.statistics.variance[item] = all.squares * share;
         }

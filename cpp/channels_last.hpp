@@ -3,18 +3,13 @@
 #pragma once
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "parameters.hpp"
 #include "two_phases.hpp"
 
 namespace batchfree {
-
-// Per channel of a sample: sum of dz, and of dz * (x - mean).
-struct GradientSums {
-  double dz = 0;
-  double dz_centred = 0;
-};
 
 template <class T>
 class ChannelsLast {
@@ -28,7 +23,10 @@ class ChannelsLast {
         threads_(useful_threads(problem.size(), problem.threads)) {
     const std::int64_t row_bytes = problem.channels * static_cast<std::int64_t>(sizeof(T));
     const std::int64_t fitting = std::max<std::int64_t>(kChunkBytes / row_bytes, kFewestRows);
-    rows_ = std::min({fitting, kMaxSumLength, std::max<std::int64_t>(problem.spatial, 1)});
+    const std::int64_t most = std::min(fitting, kMaxSumLength), rows = std::max<std::int64_t>(problem.spatial, 1);
+    const std::int64_t needed = (rows + most - 1) / most;
+    // Of even number and about one size, so that two and four threads that share a sample are done at the same time.
+    rows_ = needed == 1 ? rows : (rows + needed + needed % 2 - 1) / (needed + needed % 2);
     chunks_ = (problem.spatial + rows_ - 1) / rows_;
   }
 
@@ -128,10 +126,7 @@ void ChannelsLast<T>::run(const Forward& f, bool measures, bool writes) const {
       [&](std::int64_t sample, int) {
         if (!measures) return;
         for (std::int64_t g = 0; g < groups; ++g) {
-          Moments all;
-          for (std::int64_t chunk = 0; chunk < chunks_; ++chunk) {
-            merge(all, parts[(sample * chunks_ + chunk) * groups + g]);
-          }
+          const Moments all = merged(&parts[sample * chunks_ * groups + g], chunks_, groups);
           f.statistics.mean[sample * groups + g] = all.mean;
           f.statistics.variance[sample * groups + g] = all.squares / all.count;
         }
@@ -152,19 +147,16 @@ void ChannelsLast<T>::backward(const Backward& b) const {
   const std::int64_t channels = p_.channels;
   std::vector<Constants> constants(static_cast<std::size_t>(threads_), Constants(channels));
   const PerChannel<A> weight(b.weight, channels, 1), bias(b.bias, channels, 0);
-  // Per (sample, chunk): dz of every channel, then dz * (x - rounded mean).
-  std::vector<A> parts(static_cast<std::size_t>(p_.samples * chunks_ * 2 * channels));
-  std::vector<GradientSums> sums(static_cast<std::size_t>(p_.samples * channels));
+  // Per (sample, chunk) and per sample: dz of every channel, then dz * (x - rounded mean).
+  const std::unique_ptr<A[]> parts(new A[static_cast<std::size_t>(p_.samples * chunks_ * 2 * channels)]);
+  std::vector<double> sums(static_cast<std::size_t>(p_.samples * 2 * channels));
   std::vector<GroupLine> lines(static_cast<std::size_t>(p_.samples * p_.groups));
 
   const auto finish = [&](std::int64_t sample, int) {
-    GradientSums* const of_channel = &sums[sample * channels];
+    double *const dz_sums = &sums[sample * 2 * channels], *const dz_centred_sums = dz_sums + channels;
     for (std::int64_t chunk = 0; chunk < chunks_; ++chunk) {
       const A* const part = &parts[(sample * chunks_ + chunk) * 2 * channels];
-      for (std::int64_t c = 0; c < channels; ++c) {
-        of_channel[c].dz += part[c];
-        of_channel[c].dz_centred += part[channels + c];
-      }
+      for (std::int64_t c = 0; c < 2 * channels; ++c) dz_sums[c] += part[c];
     }
     for (std::int64_t g = 0; g < p_.groups; ++g) {
       const std::int64_t group = sample * p_.groups + g;
@@ -172,9 +164,9 @@ void ChannelsLast<T>::backward(const Backward& b) const {
       const Scale scale = scale_of(p_, b.statistics.variance[group]);
       double dz = 0, dz_centred = 0;
       for (std::int64_t c = g * width_; c < (g + 1) * width_; ++c) {
-        of_channel[c].dz_centred -= mean_rest * of_channel[c].dz;
-        dz += weight[c] * of_channel[c].dz;
-        dz_centred += weight[c] * of_channel[c].dz_centred;
+        dz_centred_sums[c] -= mean_rest * dz_sums[c];
+        dz += weight[c] * dz_sums[c];
+        dz_centred += weight[c] * dz_centred_sums[c];
       }
       lines[group] = {scale.slope_factor * dz_centred, scale.rstd * dz / static_cast<double>(p_.values_per_group())};
     }
@@ -202,10 +194,10 @@ void ChannelsLast<T>::backward(const Backward& b) const {
   for (std::int64_t group = 0; group < p_.samples * p_.groups; ++group) {
     const double rstd = scale_of(p_, b.statistics.variance[group]).rstd;
     const std::int64_t first = group % p_.groups * width_;
+    const double* const dz_sums = &sums[group / p_.groups * 2 * channels];
     for (std::int64_t c = first; c < first + width_; ++c) {
-      const GradientSums& sum = sums[group / p_.groups * channels + c];
-      b.dbias[c] += sum.dz;
-      b.dweight[c] += rstd * sum.dz_centred;
+      b.dbias[c] += dz_sums[c];
+      b.dweight[c] += rstd * dz_sums[channels + c];
     }
   }
 }

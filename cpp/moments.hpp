@@ -1,5 +1,7 @@
-// Mean and spread of a set of values, and how two disjoint sets are merged.
+// Mean and spread of a set of values, and how disjoint sets are merged.
 #pragma once
+
+#include <cstdint>
 
 namespace batchfree {
 
@@ -10,14 +12,20 @@ struct Moments {
   double squares = 0;  // sum of (x - mean)^2: centred, so nothing cancels
 };
 
-// Chan, Golub & LeVeque 1979, Eq. 2.1. Called in a fixed order, so that a result does not depend on threads.
-inline void merge(Moments& into, const Moments& part) {
-  const double count = into.count + part.count;
-  const double step = part.mean - into.mean;
-  const double share = part.count / count;
-  into.squares += part.squares + step * step * into.count * share;
-  into.mean += step * share;
-  into.count = count;
+// Of `count` disjoint sets, `stride` apart in memory. Chan, Golub & LeVeque 1979, Eq. 2.1, for more than two sets at
+// once: the mean of all first, then the spread around it. In a fixed order, so that a result does not depend on threads.
+inline Moments merged(const Moments* parts, std::int64_t count, std::int64_t stride) {
+  Moments all;
+  for (std::int64_t i = 0; i < count; ++i) {
+    all.count += parts[i * stride].count;
+    all.mean += parts[i * stride].count * parts[i * stride].mean;
+  }
+  all.mean /= all.count;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const double step = parts[i * stride].mean - all.mean;
+    all.squares += parts[i * stride].squares + parts[i * stride].count * step * step;
+  }
+  return all;
 }
 
 }  // namespace batchfree

@@ -271,11 +271,16 @@ struct Rows {
 
   template <Activation act, bool has_residual, bool streams>
   static void lines(const T* x, const T* residual, const T* dy, T* dx, T* dresidual, std::int64_t rows,
-                    std::int64_t channels, AffineRow<T> affine, const A* slopes, const A* offsets) {
+                    std::int64_t channels, AffineRow<T> affine, const A* slopes, const A* offsets, bool is_far) {
     for_each_block(rows, [&](std::int64_t r, auto together) {
       for_each<streams>(channels, [&](auto take, auto give) {
         const V mean = take(affine.mean), scale = take(affine.scale), shift = take(affine.shift);
         const V slope = take(slopes), offset = take(offsets);
+        if (is_far) {
+          prefetch_next(take, x + r * channels, channels);
+          prefetch_next(take, dy + r * channels, channels);
+          if constexpr (has_residual) prefetch_next(take, residual + r * channels, channels);
+        }
         for (int k = 0; k < together; ++k) {
           const std::int64_t row = (r + k) * channels;
           V centred;
@@ -294,7 +299,7 @@ struct Rows {
   static void gradient(const T* x, const T* residual, const T* dy, T* dx, T* dresidual, std::int64_t rows,
                        std::int64_t channels, AffineRow<T> affine, const A* slope, const A* offset, bool is_far) {
     const auto write = [&](auto has_residual, auto streams) {
-      lines<act, has_residual, streams>(x, residual, dy, dx, dresidual, rows, channels, affine, slope, offset);
+      lines<act, has_residual, streams>(x, residual, dy, dx, dresidual, rows, channels, affine, slope, offset, is_far);
     };
     const bool streams = is_far && is_streamable(dx, channels) && (!dresidual || is_streamable(dresidual, channels));
     const bool has_residual = act != Activation::none && residual;

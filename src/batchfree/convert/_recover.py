@@ -40,7 +40,9 @@ class RecoveryReport:
     steps: int
     #: The step whose state was kept; 0 is the network as it was given.
     kept_step: int
-    held_out: int  #: images, or batches where images cannot be told apart
+    held_out: int
+    #: What was held out: images, or whole batches where images cannot be told apart.
+    held_out_unit: Literal["image", "batch"]
     #: Mean divergence of the class probabilities (Kullback-Leibler), or relative squared error of other outputs.
     loss_before: float
     loss_after: float
@@ -49,7 +51,8 @@ class RecoveryReport:
     top1_agreement_after: float | None
 
     def __str__(self) -> str:
-        judges = f"{self.held_out} held-out image{'' if self.held_out == 1 else 's'}"
+        several = {"image": "images", "batch": "batches"}[self.held_out_unit]
+        judges = f"{self.held_out} held-out {self.held_out_unit if self.held_out == 1 else several}"
         lines = [f"kept the state of step {self.kept_step} of {self.steps}, by {judges}"]
         if self.top1_agreement_before is not None and self.top1_agreement_after is not None:
             lines.append(
@@ -123,9 +126,10 @@ class _Pool:
     def __init__(self, batches: list[Any], batch_size: int, seed: int) -> None:
         kinds = {(batch.shape[1:], batch.dtype) if isinstance(batch, Tensor) else None for batch in batches}
         self.units: Tensor | Sequence[Any] = batches
+        self.unit: Literal["image", "batch"] = "batch"
         self.unit_batch = 1
         if None not in kinds and len(kinds) == 1:
-            self.units, self.unit_batch = torch.cat(batches), batch_size
+            self.units, self.unit, self.unit_batch = torch.cat(batches), "image", batch_size
         if len(self.units) < 2:
             raise ArgumentError(
                 f"{len(self.units)} image or batch was given. At least two are needed: one to train on, and one to "
@@ -199,7 +203,14 @@ class _Distiller:
         finally:
             _put_back(moved, kept)
         return RecoveryReport(
-            steps, kept_step, self.pool.held_out, loss_before, loss_after, agreed_before, agreed_after
+            steps,
+            kept_step,
+            self.pool.held_out,
+            self.pool.unit,
+            loss_before,
+            loss_after,
+            agreed_before,
+            agreed_after,
         )
 
     def _step(self, optimizer: torch.optim.Optimizer, batch: Any, maps_share: float) -> None:

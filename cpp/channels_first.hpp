@@ -129,8 +129,7 @@ void ChannelsFirst<T>::run(const Forward& f, bool measures, bool writes) const {
       },
       [&](std::int64_t item, int) {
         if (measures) {
-          const Moments* const parts = &found[item * chunks];
-          const Moments all = chunks == 1 ? *parts : merged(parts, chunks, 1);
+          const Moments all = merged(&found[item * chunks], chunks, 1);
           f.statistics.mean[item] = all.mean;
           f.statistics.variance[item] = all.squares * share;
         }

@@ -24,9 +24,9 @@ class ChannelsLast {
     const std::int64_t row_bytes = problem.channels * static_cast<std::int64_t>(sizeof(T));
     const std::int64_t fitting = std::max<std::int64_t>(kChunkBytes / row_bytes, kFewestRows);
     const std::int64_t most = std::min(fitting, kMaxSumLength), rows = std::max<std::int64_t>(problem.spatial, 1);
-    const std::int64_t needed = (rows + most - 1) / most;
-    // Of even number and about one size, so that two and four threads that share a sample are done at the same time.
-    rows_ = needed == 1 ? rows : (rows + needed + needed % 2 - 1) / (needed + needed % 2);
+    // Of about one size, and an even number of them as a rule: threads that share a sample then end together.
+    const std::int64_t needed = (rows + most - 1) / most, cut = needed == 1 ? 1 : needed + needed % 2;
+    rows_ = (rows + cut - 1) / cut;
     chunks_ = (problem.spatial + rows_ - 1) / rows_;
   }
 
@@ -41,7 +41,8 @@ class ChannelsLast {
   static constexpr std::int64_t kChunkBytes = 64 * 1024;
   // What the last-level cache holds beside other tensors: here streams gain less than they do in channels-first.
   static constexpr std::int64_t kCachedBytes = 8 << 20;
-  static constexpr std::int64_t kFewestRows = 32;  // so that joining per-channel sums stays cheap beside making them
+  // However wide they are, half of them after even cuts: joining per-channel sums stays cheap beside making them.
+  static constexpr std::int64_t kFewestRows = 32;
 
   // dx = dz * scale - (x - mean) * slope - offset, for one group.
   struct GroupLine {

@@ -276,7 +276,7 @@ struct Rows {
       for_each<streams>(channels, [&](auto take, auto give) {
         const V mean = take(affine.mean), scale = take(affine.scale), shift = take(affine.shift);
         const V slope = take(slopes), offset = take(offsets);
-        if (is_far) {
+        if (is_far && together == kTogether) {  // else it only costs time
           prefetch_next(take, x + r * channels, channels);
           prefetch_next(take, dy + r * channels, channels);
           if constexpr (has_residual) prefetch_next(take, residual + r * channels, channels);

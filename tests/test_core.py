@@ -167,9 +167,21 @@ def test_sizes_on_both_sides_of_each_vector_length_match_reference(
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize(("shape", "groups"), [((1, 2, 20011), 1), ((1, 3, 9000), 3), ((3, 64, 700), 64)])
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [((1, 2, 20011), 1), ((1, 3, 9000), 3), ((3, 64, 700), 64), ((1, 512, 33), 8), ((1, 512, 1055), 8)],
+)
 def test_groups_of_many_chunks_match_reference(channels_last: bool, shape: tuple[int, int, int], groups: int) -> None:
     check_against_reference(Kernel(channels_last=channels_last), shape, groups, "silu", with_residual=True)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_constant_groups_of_many_chunks_give_bias_to_the_last_bit(channels_last: bool) -> None:
+    bias = normal(2, seed=0)
+    for tenths in range(1, 40):
+        x = np.full((1, 2, 20011), tenths / 10)
+        y = Kernel("float64", channels_last).run(x, 1, bias=bias)["y"]
+        np.testing.assert_array_equal(y, np.broadcast_to(bias[:, None], x.shape), err_msg=str(tenths / 10))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -51,6 +51,7 @@ def test_outputs_come_nearer_on_images_that_it_never_saw() -> None:
     assert divergence(original, converted, batch[60:]) < 0.8 * before
     assert report.loss_after < report.loss_before
     assert report.kept_step > 0
+    assert (report.held_out, report.held_out_unit) == (12, "image")
     assert "by 12 held-out images\n" in str(report)
     assert f"{report.loss_after:.4g}" in str(report)
 
@@ -165,7 +166,7 @@ def test_batches_of_several_inputs_are_taken_whole() -> None:
         12,
         forward=lambda network, both: network(both[0] * both[1]),
     )
-    assert "by 1 held-out batch\n" in str(report)
+    assert (report.held_out, report.held_out_unit) == (1, "batch")
     assert report.kept_step > 0
 
 

@@ -6,6 +6,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -47,7 +48,12 @@ def _train(config: CellConfig, folder: Path, workers: Workers, should_stop: Call
 
 
 def _threads() -> list[str]:
-    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]  # none but on Linux
+    """Their names, on Linux; elsewhere none."""
+    names = []
+    for path in Path("/proc/self/task").glob("*/comm"):
+        with suppress(OSError):  # it ended meanwhile
+            names.append(path.read_text().strip())
+    return names
 
 
 if __name__ == "__main__":

@@ -203,14 +203,14 @@ class _Distiller:
         finally:
             _put_back(moved, kept)
         return RecoveryReport(
-            steps,
-            kept_step,
-            self.pool.held_out,
-            self.pool.unit,
-            loss_before,
-            loss_after,
-            agreed_before,
-            agreed_after,
+            steps=steps,
+            kept_step=kept_step,
+            held_out=self.pool.held_out,
+            held_out_unit=self.pool.unit,
+            loss_before=loss_before,
+            loss_after=loss_after,
+            top1_agreement_before=agreed_before,
+            top1_agreement_after=agreed_after,
         )
 
     def _step(self, optimizer: torch.optim.Optimizer, batch: Any, maps_share: float) -> None:

@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# The constraints also hold inside pip's isolated build, so that every machine builds with the same tools.
 PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
+# Built beside torch, not in pip's isolated environment: the autograd nodes are compiled for the torch that is there.
+INSTALL := $(PIP) torch scikit-build-core nanobind cmake ninja && $(PIP) --no-build-isolation
 BUILD_FILES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard cpp/*)
 
 .PHONY: study test test-long bench lint types format clean
@@ -40,12 +41,12 @@ $(BIN)/python:
 
 $(VENV)/study.stamp: $(BUILD_FILES) | $(BIN)/python
 	@echo "Installing batchfree[study] into $(VENV) (some minutes the first time)"
-	$(PIP) --editable '.[study]'
+	$(INSTALL) --editable '.[study]'
 	@touch $@
 
 $(VENV)/dev.stamp: $(BUILD_FILES) | $(BIN)/python
 	@echo "Installing batchfree[dev] into $(VENV) (some minutes the first time)"
-	$(PIP) --editable '.[dev]'
+	$(INSTALL) --editable '.[dev]'
 	@touch $@ $(VENV)/study.stamp
 
 clean:

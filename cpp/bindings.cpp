@@ -1,4 +1,4 @@
-// The only door between the C++ core and Python.
+// The door between the C++ core and Python; autograd_nodes.cpp is that to torch.
 //
 // Tensors come as addresses: building an array object per argument costs more than normalising a small tensor.
 // batchfree.torch checks shapes, types and layout before it calls; nothing here can check an address.

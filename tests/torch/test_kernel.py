@@ -15,17 +15,14 @@ from batchfree import _core, reference
 from batchfree.errors import ArgumentError
 from batchfree.torch import Activation, GroupNorm, _formula, group_norm, moments, standardize_weight
 from tests.closeness import assert_close
+from tests.torch.autograd_nodes import is_by_kernels
 
+pytestmark = pytest.mark.usefixtures("each_kind_of_nodes")
 ACTIVATIONS: list[Activation | None] = [None, "relu", "silu", "gelu", "gelu_tanh"]
 
 
 def tensor(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def is_ours(y: Tensor) -> bool:
-    assert y.grad_fn is not None
-    return type(y.grad_fn).__name__ == "_GroupNormBackward"
 
 
 def layer(activation: Activation | None = "silu") -> GroupNorm:
@@ -49,7 +46,7 @@ def test_half_types_match_reference(
     weight, bias = tensor(12, seed=3, dtype=stored), tensor(12, seed=4, dtype=stored)
     leaves = [t.clone().requires_grad_() for t in (x, weight, bias, residual)]
     y = group_norm(leaves[0], 3, leaves[1], leaves[2], activation="gelu", residual=leaves[3])
-    assert is_ours(y)
+    assert is_by_kernels(y)
     args = [t.double().numpy() for t in (x, weight, bias, residual)]
     assert_close(y, reference.group_norm(args[0], 3, args[1], args[2], activation="gelu", residual=args[3]), dtype=name)
     wanted = reference.group_norm_backward(
@@ -78,7 +75,7 @@ def test_derivatives_without_some_arguments_match_finite_differences(
             given["input"], 2, given.get("weight"), given.get("bias"), activation=activation, residual=skip
         )
 
-    assert is_ours(call(*leaves))
+    assert is_by_kernels(call(*leaves))
     assert gradcheck(call, leaves)
     assert gradgradcheck(call, leaves)
 
@@ -92,7 +89,7 @@ def test_first_and_second_derivatives_match_finite_differences(activation: Activ
         return group_norm(x, 2, weight, bias, activation=activation, residual=residual)
 
     leaves = [a.requires_grad_() for a in arguments]
-    assert is_ours(call(*leaves))
+    assert is_by_kernels(call(*leaves))
     assert gradcheck(call, leaves)
     assert gradgradcheck(call, leaves)
 
@@ -160,7 +157,7 @@ def test_calls_of_one_shape_in_different_layouts_do_not_take_each_other_for_thei
     for x in (values, last, spread, values.transpose(2, 3).contiguous().transpose(2, 3), values):
         leaf = x.detach().requires_grad_()
         y = group_norm(leaf, 3, weight)
-        assert is_ours(y)
+        assert is_by_kernels(y)
         assert_close(y, wanted)
         (gradient,) = torch.autograd.grad(y, leaf, dy)
         assert_close(gradient, wanted_gradient)

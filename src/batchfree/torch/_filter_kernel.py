@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from batchfree import _core
-from batchfree.torch import _formula
+from batchfree.torch import _compiled_nodes, _formula
 from batchfree.torch._eligibility import ELEMENTS
+from batchfree.torch._kernel import needs_formula
 
 __all__ = ["Plan", "backward", "dense", "differentiable_backward", "forward", "standardize_weight"]
 
@@ -46,6 +47,9 @@ def standardize_weight(weight: Tensor, plan: Plan) -> Tensor:
     if plan.copies:
         weight = weight.contiguous()
     if torch.is_grad_enabled() and weight.requires_grad:
+        nodes = _compiled_nodes.nodes
+        if nodes is not None:
+            return nodes.standardize_weight(weight, plan.variant == "qiao", plan.eps)
         output: Tensor = _StandardizeWeight.apply(weight, plan)
         return output
     return _forward(plan, weight, 0)
@@ -63,9 +67,9 @@ class _StandardizeWeight(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, None]:
         (weight,) = ctx.saved_tensors
         plan, moments = ctx.settings
-        if torch.is_grad_enabled():
-            return differentiable_backward(grad_output, weight, plan.variant, plan.eps), None
-        return _backward(plan, grad_output, weight, moments.address), None
+        if needs_formula(grad_output):
+            return *differentiable_backward(grad_output, weight, plan.variant, plan.eps), None
+        return _backward(plan, grad_output, dense(weight), moments.address), None  # hooks may have moved values
 
 
 def forward(weight: Tensor, variant: str, eps: float) -> tuple[Tensor, Tensor]:
@@ -92,6 +96,7 @@ def _forward(plan: Plan, weight: Tensor, moments: int) -> Tensor:
 
 
 def _backward(plan: Plan, grad_output: Tensor, weight: Tensor, moments: int) -> Tensor:
+    grad_output = grad_output.resolve_neg()
     if grad_output.stride() != weight.stride():
         grad_output = torch.empty_like(weight).copy_(grad_output)
     grad = torch.empty_like(weight)
@@ -99,10 +104,13 @@ def _backward(plan: Plan, grad_output: Tensor, weight: Tensor, moments: int) -> 
     return grad
 
 
-def differentiable_backward(grad_output: Tensor, weight: Tensor, variant: str, eps: float) -> Tensor:
-    """The gradient of `weight` as a function of it and of `grad_output`."""
-    output = _formula.standardize_weight(weight, variant, eps)
-    return torch.autograd.grad(output, weight, grad_output, create_graph=True)[0]
+def differentiable_backward(grad_output: Tensor, weight: Tensor, variant: str, eps: float) -> tuple[Tensor]:
+    """The gradient of `weight` by torch's operators; in grad mode a function of it and of `grad_output`."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        output = _formula.standardize_weight(weight, variant, eps)
+    (gradient,) = torch.autograd.grad(output, weight, grad_output, create_graph=create_graph)
+    return (gradient,)
 
 
 def dense(weight: Tensor) -> Tensor:

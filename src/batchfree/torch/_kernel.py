@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from batchfree import _core
-from batchfree.torch import _formula
-from batchfree.torch._eligibility import ELEMENTS
+from batchfree.torch import _compiled_nodes, _formula
+from batchfree.torch._eligibility import ELEMENTS, PLAIN, is_plain_eager
 
 __all__ = [
     "Plan",
@@ -24,6 +24,7 @@ __all__ = [
     "forward",
     "group_norm",
     "moments",
+    "needs_formula",
 ]
 
 _ACTIVATIONS = {None: 0, "relu": 1, "silu": 2, "gelu": 3, "gelu_tanh": 4}
@@ -83,6 +84,9 @@ def group_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: 
         or (bias is not None and bias.requires_grad)
         or (residual is not None and residual.requires_grad)
     ):
+        nodes = _compiled_nodes.nodes
+        if nodes is not None:
+            return nodes.group_norm(x, weight, bias, residual, plan.num_groups, plan.eps, _ACTIVATIONS[plan.activation])
         output: Tensor = _GroupNorm.apply(x, weight, bias, residual, plan)
         return output
     return _forward(plan, x, weight, bias, residual, 0)
@@ -167,9 +171,10 @@ class _GroupNorm(torch.autograd.Function):
         x, weight, bias, residual = ctx.saved_tensors
         plan, moments = ctx.settings
         wanted = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # create_graph=True: somebody differentiates the gradient
+        if needs_formula(grad_output):
             arguments = x, plan.num_groups, weight, bias, plan.eps, plan.activation, residual
             return *differentiable_backward(grad_output, *arguments, wanted), None
+        x, residual = _like(x, plan), None if residual is None else _like(residual, plan)  # hooks may have moved values
         return *_backward(plan, grad_output, x, weight, bias, residual, moments.address, wanted[:4]), None
 
 
@@ -230,15 +235,20 @@ def differentiable_backward(
     residual: Tensor | None,
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Gradients of x, weight, bias and residual as functions of them and of `grad_output`, where `wanted`."""
+    """Gradients of x, weight, bias and residual by torch's operators, where `wanted`.
+
+    In grad mode they are functions of those tensors and of `grad_output`.
+    """
     gradients: list[Tensor | None] = [None] * 4
     leaves = (x, weight, bias, residual)
     asked = {i: leaf for i, leaf in enumerate(leaves) if wanted[i] and leaf is not None}
     if wanted[3] and activation is None:
         gradients[3] = grad_output
     if asked:
-        output = _formula.group_norm(x, num_groups, weight, bias, eps, activation, residual)
-        found = torch.autograd.grad(output, [*asked.values()], grad_output, create_graph=True)
+        create_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            output = _formula.group_norm(x, num_groups, weight, bias, eps, activation, residual)
+        found = torch.autograd.grad(output, [*asked.values()], grad_output, create_graph=create_graph)
         for i, gradient in zip(asked, found, strict=True):
             gradients[i] = gradient
     return gradients
@@ -298,11 +308,22 @@ def dense(x: Tensor) -> tuple[Tensor, bool]:
     return x.contiguous(), False
 
 
+def needs_formula(upstream: Tensor) -> bool:
+    """Whether a gradient must be made of torch's operators: somebody differentiates it, or a transform looks on."""
+    return (
+        torch.is_grad_enabled()
+        or not is_plain_eager()
+        or type(upstream) not in PLAIN
+        or not torch._C._has_storage(upstream)
+    )
+
+
 def _side_by_side(parameter: Tensor | None) -> Tensor | None:
     return None if parameter is None else parameter.contiguous()
 
 
 def _like(tensor: Tensor, plan: Plan) -> Tensor:
+    tensor = tensor.resolve_neg()
     return tensor.contiguous(memory_format=_LAST[tensor.dim()]) if plan.is_channels_last else tensor.contiguous()
 
 

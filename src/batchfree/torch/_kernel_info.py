@@ -11,7 +11,7 @@ from torch import Tensor
 
 from batchfree import _core
 from batchfree.errors import ArgumentError
-from batchfree.torch import _eligibility
+from batchfree.torch import _compiled_nodes, _eligibility
 
 __all__ = ["KernelInfo", "kernel_info"]
 
@@ -64,6 +64,8 @@ def kernel_info(example: Tensor | None = None) -> KernelInfo:
     against = _eligibility.reasons_against(torch.empty(1, 2, 2) if example is None else example)
     path = "the compiled kernels" if against else "torch's own operators"
     reasons[path] = against or ["the compiled kernels serve this tensor"]
+    if _compiled_nodes.reason_against:
+        reasons["autograd nodes in C++"] = [_compiled_nodes.reason_against]
     if not torch.compiler.is_dynamo_compiling():
         reasons["the kernels as operators of a compiled graph"] = ["torch.compile is not tracing"]
     return KernelInfo(used, _core.compiler(), threads, runtime, reasons)

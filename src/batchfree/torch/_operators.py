@@ -154,7 +154,7 @@ def _weight_gradient(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, Non
     weight, moments = ctx.saved_tensors
     variant, eps = ctx.settings
     if torch.is_grad_enabled():
-        return _filter_kernel.differentiable_backward(upstream, weight, variant, eps), None, None
+        return *_filter_kernel.differentiable_backward(upstream, weight, variant, eps), None, None
     return torch.ops.batchfree.standardize_weight_backward(upstream, weight, moments, variant, eps), None, None
 
 

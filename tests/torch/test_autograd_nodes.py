@@ -176,6 +176,8 @@ def test_compiled_autograd_gives_the_gradients_of_eager() -> None:
 
 
 def test_nodes_built_with_another_torch_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kernel_info().autograd_nodes == "C++"
+    assert "autograd nodes in C++" not in kernel_info().not_in_use
     monkeypatch.setattr(torch, "__version__", "1.0.0+cpu")
     found = runpy.run_path(str(_compiled_nodes.__file__))
     assert found["nodes"] is None
@@ -185,5 +187,7 @@ def test_nodes_built_with_another_torch_are_not_used(monkeypatch: pytest.MonkeyP
     found = runpy.run_path(str(_compiled_nodes.__file__))
     assert found["nodes"] is None
     assert found["reason_against"] == "torch was not there when batchfree was built"
-    monkeypatch.setattr(_compiled_nodes, "reason_against", found["reason_against"])
+    for name in ("nodes", "reason_against"):
+        monkeypatch.setattr(_compiled_nodes, name, found[name])
+    assert kernel_info().autograd_nodes == "Python"
     assert kernel_info().not_in_use["autograd nodes in C++"] == [found["reason_against"]]

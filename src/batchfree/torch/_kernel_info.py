@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,12 +27,14 @@ class KernelInfo:
     compiler: str
     threads: int  # torch's own number
     threading_runtime: str  # path of the OpenMP library that torch and the kernels share; "" is none: one thread
+    autograd_nodes: Literal["C++", "Python"]  # in use
     not_in_use: dict[str, list[str]]  # path -> why it is not taken
 
     def __str__(self) -> str:
         lines = [
             f"kernels: {self.instruction_set}, built by {self.compiler}",
             f"threads: {self.threads}, from {self.threading_runtime or 'no OpenMP runtime, so one'}",
+            f"autograd nodes: {self.autograd_nodes}",
         ]
         lines += [f"not in use: {path}, because {'; '.join(reasons)}" for path, reasons in self.not_in_use.items()]
         return "\n".join(lines)
@@ -68,7 +71,8 @@ def kernel_info(example: Tensor | None = None) -> KernelInfo:
         reasons["autograd nodes in C++"] = [_compiled_nodes.reason_against]
     if not torch.compiler.is_dynamo_compiling():
         reasons["the kernels as operators of a compiled graph"] = ["torch.compile is not tracing"]
-    return KernelInfo(used, _core.compiler(), threads, runtime, reasons)
+    nodes: Literal["C++", "Python"] = "Python" if _compiled_nodes.nodes is None else "C++"
+    return KernelInfo(used, _core.compiler(), threads, runtime, nodes, reasons)
 
 
 def _other_instruction_sets(used: str) -> Iterator[tuple[str, str]]:

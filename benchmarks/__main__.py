@@ -19,7 +19,7 @@ from benchmarks.contenders import MEASURES, contenders, copy_of
 from benchmarks.gate import failures
 from benchmarks.kernels import kernels
 from benchmarks.summary import scaling, table
-from benchmarks.timing import interleaved
+from benchmarks.timing import CALLS_PER_TURN, interleaved
 
 
 def main() -> int:
@@ -29,6 +29,12 @@ def main() -> int:
     parser.add_argument("--only", default="", help="only cases whose name contains this")
     parser.add_argument("--seconds", type=float, default=0.3, help="per case, measure and number of threads")
     parser.add_argument("--threads", type=int, nargs="*", help="numbers of threads; one and all where not given")
+    parser.add_argument(
+        "--calls-per-turn",
+        type=int,
+        default=CALLS_PER_TURN,
+        help="of each function before the next one's turn; the first is not counted unless it is the only one",
+    )
     given = parser.parse_args()
     cases = [case for case in all_cases() if given.only in case.name]
     if not cases:
@@ -38,12 +44,12 @@ def main() -> int:
     if wrong:
         print("The gate is red; nothing is timed.", *wrong, sep="\n", file=sys.stderr)
         return 1
-    setting = _setting() | {"keeps_freed_memory": str(keep_freed_memory())}
+    setting = _setting() | {"keeps_freed_memory": str(keep_freed_memory()), "calls_per_turn": str(given.calls_per_turn)}
     rows = []
     for threads in given.threads or sorted({1, torch.get_num_threads()}):
         torch.set_num_threads(threads)
         for case in cases:
-            rows += [setting | row for row in _rows(case, threads, given.seconds)]
+            rows += [setting | row for row in _rows(case, threads, given.seconds, given.calls_per_turn)]
             print(".", end="", flush=True, file=sys.stderr)
     print(file=sys.stderr)
     given.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
@@ -51,7 +57,7 @@ def main() -> int:
     return 0
 
 
-def _rows(case: Case, threads: int, seconds: float) -> list[dict[str, Any]]:
+def _rows(case: Case, threads: int, seconds: float, calls_per_turn: int) -> list[dict[str, Any]]:
     measures = {
         measure: {name: contender.measured(measure) for name, contender in contenders(case).items()}
         for measure in MEASURES
@@ -60,7 +66,7 @@ def _rows(case: Case, threads: int, seconds: float) -> list[dict[str, Any]]:
         measures |= kernels(case)
     rows = []
     for measure, functions in measures.items():
-        times = interleaved({**functions, "copy": copy_of(case)}, seconds)
+        times = interleaved({**functions, "copy": copy_of(case)}, seconds, calls_per_turn)
         rows.append(
             {
                 "case": case.name,

@@ -127,7 +127,7 @@ def _row(batch: int, layout: torch.memory_format, seconds: float) -> dict[str, A
         parameters = list(network.parameters())
         return lambda: torch.autograd.grad(F.cross_entropy(network(images), labels), parameters)
 
-    times = interleaved({name: step(network) for name, network in networks().items()}, seconds)
+    times = interleaved({name: step(network) for name, network in networks().items()}, seconds, calls_per_turn=1)
     return {
         "batch": batch,
         "layout": str(layout).removeprefix("torch."),

@@ -36,8 +36,6 @@ class ChannelsFirst {
   using A = Compute<T>;
   static constexpr std::int64_t kMomentsChunk = 4096;  // small enough for a second pass in the first-level cache
   static_assert(kMomentsChunk <= kMaxSumLength);
-  // A tensor of more does not wait in the second-level cache for whoever reads it next.
-  static constexpr std::int64_t kCachedBytes = 2 << 20;
 
   // What the inner loops need per channel, for one group at a time. One per thread.
   struct Constants {

@@ -39,8 +39,6 @@ class ChannelsLast {
   using A = Compute<T>;
   // The second of the two passes over a chunk reads it from the second-level cache.
   static constexpr std::int64_t kChunkBytes = 64 * 1024;
-  // What the last-level cache holds beside other tensors: here streams gain less than they do in channels-first.
-  static constexpr std::int64_t kCachedBytes = 8 << 20;
   // However wide they are, half of them after even cuts: joining per-channel sums stays cheap beside making them.
   static constexpr std::int64_t kFewestRows = 32;
 

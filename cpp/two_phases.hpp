@@ -5,6 +5,9 @@
 
 namespace batchfree {
 
+// A tensor of more does not wait in the last-level cache for whoever reads it next: it is written past the caches.
+inline constexpr std::int64_t kCachedBytes = 8 << 20;
+
 // For each item (a group, or a sample): reduce(item, i) for its `reductions`, then finish(item), then map(item, i) for
 // its `maps`. All three take the index of the calling thread as their last argument.
 //

@@ -1,9 +1,10 @@
-"""Mean and mean square of a few large groups on JAX, shifted only where they need it.
+"""Moments of few, large groups on JAX: about a pivot only where they need one.
 
-XLA writes x - pivot to memory between the subtraction and the sums, which on a map as small and wide as (4, 7, 7, 2048)
-is a quarter of the norm's time. So x itself is summed first. Unless the mean is above 5.6 deviations, that cancels no
-more bits than the shifted sums may, see `_group_norm`. If some group's mean is above, shifted sums are formed too, and
-that group takes them. Each group decides by its own sums alone: what else is in the batch never changes its bits.
+XLA writes x - pivot to memory between the subtraction and the sums; on a map as small and wide as (4, 7, 7, 2048) that
+is a third of the norm's time. So x itself is summed first. Where a group's mean is within 2.6 deviations, that cancels
+at most three bits of its variance, fewer than the pivot may (see `_group_norm`). If the mean of some group is not, sums
+about the pivot are formed too, and that group takes them. Each group decides by its own sums alone, so what else is in
+the batch changes no bit of it.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from jax import numpy as jnp
 
 __all__ = ["moments"]
 
-#: mean^2 <= 31 * var, as mean^2 <= this * E[x^2]: without an addition, which XLA would fuse in one place and not in
+#: mean^2 <= 7 * var, as mean^2 <= this * E[x^2]: without an addition, which XLA would fuse in one place and not in
 #: another, so that a group on the border would decide differently.
-LARGEST_SHARE_OF_MEAN = 31 / 32
+LARGEST_SHARE_OF_MEAN = 7 / 8
 
 
 @functools.partial(jax.jit, static_argnums=1)  # without it, eager JAX would compile `lax.cond` anew at each call

@@ -6,6 +6,7 @@ sqrt((1 - f) / f) of their deviation from the mean of all of them, whatever the 
 5.6 deviations, and var = mean(d^2) - mean(d)^2 loses at most five bits. Without the pivot it would lose all of them
 when the mean dwarfs the deviation, which is what Keras's torch backend does (keras.ops.moments); with the full mean as
 pivot the input would be read once more. d itself is exact where x and p are near, so the output keeps its digits too.
+Where JAX runs on a processor, few large groups have the pivot only if they need one: `_jax_moments`.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "groups": ({"errors"}, set()),
     "reference": ({"groups", "errors"}, {"numpy"}),
     "torch": ({"_core", "groups", "errors"}, {"torch"}),
-    # tensorflow: one operator Keras does not offer, imported only where TensorFlow is the backend
-    "keras": ({"groups", "errors"}, {"keras", "numpy", "tensorflow"}),
+    # tensorflow, jax: operators Keras does not offer, imported only where the backend is that one
+    "keras": ({"groups", "errors"}, {"keras", "numpy", "tensorflow", "jax"}),
     "convert": ({"torch", "groups", "errors"}, {"torch", "numpy"}),
     "images": ({"errors"}, {"numpy", "PIL"}),
     "weights": ({"errors"}, {"torch", "safetensors"}),

@@ -6,6 +6,7 @@ sqrt((1 - f) / f) of their deviation from the mean of all of them, whatever the 
 5.6 deviations, and var = mean(d^2) - mean(d)^2 loses at most five bits. Without the pivot it would lose all of them
 when the mean dwarfs the deviation, which is what Keras's torch backend does (keras.ops.moments); with the full mean as
 pivot the input would be read once more. d itself is exact where x and p are near, so the output keeps its digits too.
+Where JAX runs on a processor, few large groups have the pivot only if they need one: `_jax_moments`.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ __all__ = ["group_norm"]
 
 #: The pivot is the mean of one position in so many.
 POSITIONS_PER_PIVOT_SAMPLE = 32
-#: From so many neighbouring channels per group on, JAX reduces them together with the positions,
-LONG_RUN = 64
+#: From so many neighbouring channels per group on, JAX reduces them together with the positions (`_jax_moments`),
+LONG_RUN = 32
 #: up to so many values: XLA adds these up one after the other, and the rounding of a long sum shows in the output.
-SHORT_SUM = 4096
+SHORT_SUM = 8192
 
 
 class _Split(NamedTuple):
@@ -107,8 +108,6 @@ def _normalize(split: _Split, x: Any, gamma: Any, beta: Any, mask: Any) -> Any:
 
     def of_groups(values: Any, counted: Any = mask) -> Any:
         """Means per (sample, group), as (N, G, 1)."""
-        if in_one:
-            return ops.reshape(ops.mean(values, axis=(*positions, -1)), (-1, split.groups, 1))
         if counted is not None:
             values = ops.where(counted, values, ops.zeros((), dtype))
         means = ops.mean(values, axis=positions) if positions else values
@@ -127,10 +126,14 @@ def _normalize(split: _Split, x: Any, gamma: Any, beta: Any, mask: Any) -> Any:
         counted = ops.reshape(ops.where(counted == 0, ops.ones_like(counted), counted), (-1, 1, 1))
     share: Any = 1 if counted is None else counted
 
-    pivot = of_groups(x) / share if mask is not None else of_groups(_first_positions(x, positions))
-    centred = x - wide(ops.stop_gradient(pivot))
-    mean = of_groups(centred) / share
-    variance = ops.maximum(of_groups(ops.square(centred)) / share - ops.square(mean), 0)
+    if in_one:
+        pivot, mean, square = _moments_in_one(x)
+        centred = x - wide(ops.stop_gradient(pivot))
+    else:
+        pivot = of_groups(x) / share if mask is not None else of_groups(_first_positions(x, positions))
+        centred = x - wide(ops.stop_gradient(pivot))
+        mean, square = of_groups(centred) / share, of_groups(ops.square(centred)) / share
+    variance = ops.maximum(square - ops.square(mean), 0)
 
     scale = ops.rsqrt(variance + split.epsilon) * _grouped_parameter(gamma, grouped, dtype, ops.ones)
     shift = _grouped_parameter(beta, grouped, dtype, ops.zeros) - mean * scale
@@ -140,15 +143,26 @@ def _normalize(split: _Split, x: Any, gamma: Any, beta: Any, mask: Any) -> Any:
 def _reduces_in_one(sizes: Sequence[Any], channel_dim: int, channels_per_group: int) -> bool:
     """Whether positions and a group's channels are reduced at once, not one after the other.
 
-    JAX's XLA is faster at that over a long run of neighbours, (1, 7, 7, 2048) with 64 channels per group, and slower
-    over a shorter one: by a third on (8, 14, 14, 1024) with 32, several times on (8, 56, 56, 64) with 2. See
-    `benchmarks.keras_group_norm`, which times these shapes. It is less exact: over 56 x 56 positions of 64 channels the
-    output may be off by 2e-4, where two stages keep it within 5e-6.
+    JAX's XLA is faster at that over a long run of neighbours: the forward pass by a fifth on (8, 14, 14, 1024) with 32
+    channels per group (while a training step takes a tenth longer), by two fifths on (4, 7, 7, 2048) with 64. Over a
+    shorter run it is slower, several times on (8, 56, 56, 64) with 2. See `benchmarks.keras_group_norm`, which times
+    these shapes. It is less exact: over 56 x 56 positions of 64 channels the output may be off by 2e-4, where two
+    stages keep it within 5e-6. All that is XLA's code for processors; on a GPU it might wait for `lax.cond`.
     """
-    if keras.backend.backend() != "jax" or channel_dim != len(sizes) or channels_per_group < LONG_RUN:
+    if keras.backend.backend() != "jax" or not 2 <= channel_dim == len(sizes) or channels_per_group < LONG_RUN:
         return False
+    import jax
+
     positions = sizes[:-1]
-    return all(isinstance(size, int) for size in positions) and math.prod(positions) * channels_per_group <= SHORT_SUM
+    known = all(isinstance(size, int) for size in positions)
+    return known and math.prod(positions) * channels_per_group <= SHORT_SUM and jax.default_backend() == "cpu"
+
+
+def _moments_in_one(x: Any) -> list[Any]:
+    """Pivot, mean and mean square about it, each (N, G, 1), of (N, *positions, G, channels per group)."""
+    from batchfree.keras._jax_moments import moments
+
+    return [ops.expand_dims(one, 2) for one in moments(x, _pivot_rows(x.shape[1]))]
 
 
 def _grouped_parameter(values: Any, grouped: tuple[int, ...], dtype: str, default: Callable[..., Any]) -> Any:
@@ -179,8 +193,12 @@ def _first_positions(x: Any, positions: tuple[int, ...]) -> Any:
     if not positions:
         return x
     dim = positions[0]
-    taken = -(-ops.shape(x)[dim] // POSITIONS_PER_PIVOT_SAMPLE)
-    return x[(slice(None),) * dim + (slice(0, taken),)]
+    return x[(slice(None),) * dim + (slice(0, _pivot_rows(ops.shape(x)[dim])),)]
+
+
+def _pivot_rows(size: Any) -> Any:
+    """At least one in so many."""
+    return -(-size // POSITIONS_PER_PIVOT_SAMPLE)
 
 
 def _full_mask(mask: Any, x: Any, channels: Channels) -> Any:

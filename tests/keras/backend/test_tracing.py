@@ -76,16 +76,19 @@ def test_gradients_of_gradients_in_tensorflow() -> None:
 
 
 @on_jax
-def test_jit_grad_vmap_and_forward_mode_in_jax() -> None:
+@pytest.mark.parametrize("channels", [8, 128])  # 64 channels per group are reduced another way
+def test_jit_grad_vmap_and_forward_mode_in_jax(channels: int) -> None:
     import jax
 
-    x, direction, upstream = (normal(2, 4, 4, 8, seed=seed) for seed in (0, 1, 2))
-    gamma = normal(8, seed=3)
+    x, direction, upstream = (normal(2, 4, 4, channels, seed=seed) for seed in (0, 1, 2))
+    gamma = normal(channels, seed=3)
 
     def gradient(x: Any) -> Any:
         return jax.grad(lambda x: (group_norm(x, 2, gamma) * upstream).sum())(x)
 
     assert_close(np.asarray(jax.jit(gradient)(x)), reference_gradient(x, upstream, 2, gamma))
+    _, slope = jax.jit(lambda x, v: jax.jvp(lambda x: group_norm(x, 2, gamma), (x,), (v,)))(x, direction)
+    assert_close(np.asarray((slope * upstream).sum()), (reference_gradient(x, upstream, 2, gamma) * direction).sum())
     _, second = jax.jit(lambda x, v: jax.jvp(gradient, (x,), (v,)))(x, direction)
     assert_close(np.asarray(second), slope_along(x, direction, upstream, gamma))
     per_sample = jax.jit(jax.vmap(lambda sample: group_norm(sample[None], 2, gamma)[0]))

@@ -82,6 +82,9 @@ Tensor in_order_of(const Tensor& like, const Tensor& tensor) {
   return (tensor.is_neg() ? tensor.resolve_neg() : tensor).contiguous(memory_format(like));
 }
 
+// A saved tensor, whose values a hook may have moved.
+Tensor dense(const Tensor& saved) { return in_order_of(saved, saved); }
+
 // Whether the gradient must be made of torch's operators: somebody differentiates it, or a mode or a transform looks on.
 bool needs_formula(const Tensor& upstream) {
   return at::GradMode::is_enabled() || !upstream.has_storage() || upstream.unsafeGetTensorImpl()->is_python_dispatch() ||
@@ -144,8 +147,8 @@ struct GroupNorm : torch::autograd::Function<GroupNorm> {
 
   static variable_list backward(AutogradContext* context, const variable_list& upstreams) {
     const variable_list saved = context->get_saved_variables();
-    const Tensor x = in_order_of(saved[0], saved[0]), r = in_order_of(x, saved[3]);  // hooks may have moved values
-    const Tensor &w = saved[1], &b = saved[2], &moments = saved[4];
+    const Tensor x = dense(saved[0]), w = dense(saved[1]), b = dense(saved[2]), r = in_order_of(x, saved[3]);
+    const Tensor& moments = saved[4];
     const double eps = context->saved_data["eps"].toDouble();
     const std::int64_t activation = context->saved_data["activation"].toInt();
     std::size_t edge = 0;  // only inputs that were there have one
@@ -204,7 +207,7 @@ struct StandardizeWeight : torch::autograd::Function<StandardizeWeight> {
 
   static variable_list backward(AutogradContext* context, const variable_list& upstreams) {
     const variable_list saved = context->get_saved_variables();
-    const Tensor weight = in_order_of(saved[0], saved[0]), &moments = saved[1];
+    const Tensor weight = dense(saved[0]), &moments = saved[1];
     const bool is_unbiased = context->saved_data["is_unbiased"].toBool();
     const double eps = context->saved_data["eps"].toDouble();
     variable_list gradients;

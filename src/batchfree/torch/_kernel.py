@@ -174,7 +174,9 @@ class _GroupNorm(torch.autograd.Function):
         if needs_formula(grad_output):
             arguments = x, plan.num_groups, weight, bias, plan.eps, plan.activation, residual
             return *differentiable_backward(grad_output, *arguments, wanted), None
-        x, residual = _like(x, plan), None if residual is None else _like(residual, plan)  # hooks may have moved values
+        # Hooks may have moved the values of what was saved.
+        x, weight, bias = _like(x, plan), _side_by_side(weight), _side_by_side(bias)
+        residual = None if residual is None else _like(residual, plan)
         return *_backward(plan, grad_output, x, weight, bias, residual, moments.address, wanted[:4]), None
 
 

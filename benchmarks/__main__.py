@@ -36,6 +36,8 @@ def main() -> int:
         help="of each function before the next one's turn; the first is not counted unless it is the only one",
     )
     given = parser.parse_args()
+    if given.calls_per_turn < 1:
+        parser.error(f"--calls-per-turn {given.calls_per_turn} was given. Allowed: 1 or more. Pass 1 for strict turns.")
     cases = [case for case in all_cases() if given.only in case.name]
     if not cases:
         parser.error(f"no case's name contains {given.only!r}. Leave --only out to see them all.")

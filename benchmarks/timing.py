@@ -18,12 +18,12 @@ CALLS_PER_TURN = 4
 
 @dataclass(frozen=True)
 class Spread:
-    """Seconds per call: median and quartiles of `calls` calls."""
+    """Seconds per call: median and quartiles of `turns` turns, each the median of its counted calls."""
 
     median: float
     first_quartile: float
     third_quartile: float
-    calls: int
+    turns: int
 
     def as_row(self) -> dict[str, float]:
         return asdict(self)
@@ -38,13 +38,15 @@ def interleaved(
     """
     for function in functions.values():  # warm up: memory, threads, the instruction cache
         function()
-    times: dict[str, list[list[float]]] = {name: [] for name in functions}
+        function()
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    uncounted = 0 if calls_per_turn == 1 else 1
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(times.values()))) < 5:
         for name, function in functions.items():
-            times[name].append([_time(function) for _ in range(calls_per_turn)])
-    uncounted = 0 if calls_per_turn == 1 else 1
-    return {name: _spread([call for turn in turns for call in turn[uncounted:]]) for name, turns in times.items()}
+            calls = [_time(function) for _ in range(calls_per_turn)]
+            times[name].append(statistics.median(calls[uncounted:]))
+    return {name: _spread(turns) for name, turns in times.items()}
 
 
 def _time(function: Callable[[], object]) -> float:

@@ -3,6 +3,7 @@
 //
 // The only file that sees torch's headers. batchfree.torch checks shapes, types and layout before it calls.
 #include <ATen/Parallel.h>
+#include <ATen/TracerMode.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
@@ -10,7 +11,6 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/python_variable.h>
-#include <torch/version.h>
 
 #include <algorithm>
 #include <array>
@@ -78,17 +78,30 @@ at::MemoryFormat memory_format(const Tensor& x) {
 }
 
 Tensor in_order_of(const Tensor& like, const Tensor& tensor) {
-  if (!tensor.defined()) return tensor;
-  return (tensor.is_neg() ? tensor.resolve_neg() : tensor).contiguous(memory_format(like));
+  return tensor.defined() ? tensor.contiguous(memory_format(like)) : tensor;
 }
 
 // A saved tensor, whose values a hook may have moved.
 Tensor dense(const Tensor& saved) { return in_order_of(saved, saved); }
 
-// Whether the gradient must be made of torch's operators: somebody differentiates it, or a mode or a transform looks on.
-bool needs_formula(const Tensor& upstream) {
-  return at::GradMode::is_enabled() || !upstream.has_storage() || upstream.unsafeGetTensorImpl()->is_python_dispatch() ||
-         c10::impl::TorchDispatchModeTLS::stack_len() > 0 || upstream._fw_grad(0).defined();
+// Whether it is memory of the CPU and nothing else: no transform's wrapper, no negated view, not all zeros unwritten.
+bool is_readable(const Tensor& tensor) {
+  const auto keys = tensor.key_set()
+                        .remove(at::DispatchKey::AutogradCPU)
+                        .remove(at::DispatchKey::ADInplaceOrView)
+                        .remove(at::DispatchKey::AutocastCPU);
+  return keys == at::DispatchKeySet(at::DispatchKey::CPU);
+}
+
+// Whether the gradient must be made of torch's operators: somebody differentiates it, a mode or a transform looks on,
+// or a hook gave something else back than what was saved. `upstream` and `residual` should be like `x`.
+bool needs_formula(const Tensor& x, const Tensor& upstream, const Tensor& residual = {}) {
+  const auto agrees = [&](const Tensor& tensor) {
+    return is_readable(tensor) && tensor.scalar_type() == x.scalar_type() && tensor.sizes() == x.sizes();
+  };
+  return at::GradMode::is_enabled() || c10::impl::TorchDispatchModeTLS::stack_len() > 0 ||
+         at::tracer::impl::is_dispatch_enabled() || upstream._fw_grad(0).defined() || !is_readable(x) ||
+         !agrees(upstream) || (residual.defined() && !agrees(residual));
 }
 
 // The gradients by that module's `differentiable_backward`.
@@ -138,7 +151,8 @@ struct GroupNorm : torch::autograd::Function<GroupNorm> {
                        {address(x), parameters(w), parameters(b), address(r), address(y), statistics(moments)},
                        kernels());
     // Without an activation nothing depends on the residual.
-    context->save_for_backward({x, w, b, activation ? r : Tensor(), moments});
+    context->save_for_backward({x, w, b, activation ? r : Tensor()});
+    context->saved_data["moments"] = moments;
     context->saved_data["eps"] = eps;
     context->saved_data["activation"] = activation;
     context->saved_data["adds"] = r.defined();
@@ -147,19 +161,21 @@ struct GroupNorm : torch::autograd::Function<GroupNorm> {
 
   static variable_list backward(AutogradContext* context, const variable_list& upstreams) {
     const variable_list saved = context->get_saved_variables();
-    const Tensor x = dense(saved[0]), w = dense(saved[1]), b = dense(saved[2]), r = in_order_of(x, saved[3]);
-    const Tensor& moments = saved[4];
+    const Tensor moments = context->saved_data["moments"].toTensor();
     const double eps = context->saved_data["eps"].toDouble();
     const std::int64_t activation = context->saved_data["activation"].toInt();
     std::size_t edge = 0;  // only inputs that were there have one
     const auto is_wanted = [&](bool given) { return given && context->needs_input_grad(edge++); };
-    const bool wants_x = is_wanted(true), wants_w = is_wanted(w.defined()), wants_b = is_wanted(b.defined()),
+    const bool wants_x = is_wanted(true), wants_w = is_wanted(saved[1].defined()),
+               wants_b = is_wanted(saved[2].defined()),
                wants_r = is_wanted(context->saved_data["adds"].toBool());
     variable_list gradients;
-    if (needs_formula(upstreams[0])) {
-      gradients = by_formula("batchfree.torch._kernel", upstreams[0], x, moments.size(2), w, b, eps,
-                             activation_names[activation], r, std::array{wants_x, wants_w, wants_b, wants_r});
+    if (needs_formula(saved[0], upstreams[0], saved[3])) {
+      gradients = by_formula("batchfree.torch._kernel", upstreams[0], saved[0], moments.size(2), saved[1], saved[2],
+                             eps, activation_names[activation], saved[3],
+                             std::array{wants_x, wants_w, wants_b, wants_r});
     } else {
+      const Tensor x = dense(saved[0]), w = dense(saved[1]), b = dense(saved[2]), r = in_order_of(x, saved[3]);
       const Tensor upstream = in_order_of(x, upstreams[0]);
       const bool through = wants_r && r.defined();
       const Tensor of_x = wants_x || through ? at::empty_like(x) : Tensor();
@@ -199,7 +215,8 @@ struct StandardizeWeight : torch::autograd::Function<StandardizeWeight> {
     const Tensor y = at::empty_like(weight), moments = at::empty({2, weight.size(0)}, at::kDouble);
     batchfree::forward(problem(weight, is_unbiased, eps),
                        {address(weight), {}, {}, nullptr, address(y), statistics(moments)}, kernels());
-    context->save_for_backward({weight, moments});
+    context->save_for_backward({weight});
+    context->saved_data["moments"] = moments;
     context->saved_data["is_unbiased"] = is_unbiased;
     context->saved_data["eps"] = eps;
     return y;
@@ -207,15 +224,15 @@ struct StandardizeWeight : torch::autograd::Function<StandardizeWeight> {
 
   static variable_list backward(AutogradContext* context, const variable_list& upstreams) {
     const variable_list saved = context->get_saved_variables();
-    const Tensor weight = dense(saved[0]), &moments = saved[1];
     const bool is_unbiased = context->saved_data["is_unbiased"].toBool();
     const double eps = context->saved_data["eps"].toDouble();
     variable_list gradients;
-    if (needs_formula(upstreams[0])) {
-      gradients = by_formula("batchfree.torch._filter_kernel", upstreams[0], weight, is_unbiased ? "qiao" : "bit",
+    if (needs_formula(saved[0], upstreams[0])) {
+      gradients = by_formula("batchfree.torch._filter_kernel", upstreams[0], saved[0], is_unbiased ? "qiao" : "bit",
                              eps);
     } else {
-      const Tensor upstream = in_order_of(weight, upstreams[0]), of_weight = at::empty_like(weight);
+      const Tensor weight = dense(saved[0]), upstream = in_order_of(weight, upstreams[0]);
+      const Tensor of_weight = at::empty_like(weight), moments = context->saved_data["moments"].toTensor();
       batchfree::backward(problem(weight, is_unbiased, eps),
                           {address(upstream), address(weight), {}, {}, nullptr, statistics(moments),
                            address(of_weight), nullptr, nullptr, nullptr},
@@ -262,12 +279,14 @@ Tensor standardize_weight(const Tensor& weight, bool is_unbiased, double eps) {
 
 NB_MODULE(_autograd_nodes, m) {
   m.doc() = "Group Norm and Weight Standardization as nodes of torch's autograd graph.";
-  m.attr("TORCH_VERSION") = TORCH_VERSION;
+  m.attr("TORCH_BUILD") = BATCHFREE_TORCH_BUILD;
   nb::register_exception_translator([](const std::exception_ptr& thrown, void*) {
     try {
       std::rethrow_exception(thrown);
-    } catch (python_error& error) {  // raised by a hook in Python, for instance on saved tensors
-      error.restore();
+    } catch (const python_error&) {  // raised by a hook in Python, for instance on saved tensors
+      torch::translate_exception_to_python(thrown);
+    } catch (const c10::Error&) {
+      torch::translate_exception_to_python(thrown);
     }
   });
   m.def("group_norm", &group_norm);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor
 from torch._dynamo import compiled_autograd
 from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from batchfree.torch import Activation, _compiled_nodes, group_norm, kernel_info, standardize_weight
-from tests.torch.autograd_nodes import is_by_kernels
+from tests.torch.kernel_nodes import is_by_kernels
 
 ACTIVATIONS: list[Activation | None] = [None, "relu", "silu", "gelu", "gelu_tanh"]
 FORMATS = [torch.contiguous_format, torch.channels_last]
@@ -42,38 +44,52 @@ def torchs(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
     return F.silu(F.group_norm(x, 3, weight, bias) + residual)
 
 
-def spread(values: Tensor) -> Tensor:
-    """The same values with gaps between them."""
-    return torch.stack([values, torch.full_like(values, torch.nan)], dim=-1)[..., 0]
-
-
 def gradients(function: Callable[..., Tensor], given: list[Tensor], upstream: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(function(*given), given, upstream)
 
 
-@pytest.mark.parametrize("has_residual", [False, True])
+@pytest.mark.parametrize("given", ["all", "no residual", "no bias", "x alone"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(
+    ("dtype", "parameter_dtype"),
+    [
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+    ],
+)
+@pytest.mark.parametrize(
+    ("shape", "format"),
+    [
+        ((2, 12, 35), torch.contiguous_format),
+        ((2, 12, 5, 7), torch.contiguous_format),
+        ((2, 12, 5, 7), torch.channels_last),
+        ((2, 12, 3, 2, 5), torch.channels_last_3d),
+    ],
+)
 def test_both_kinds_give_the_same_bits(
+    shape: tuple[int, ...],
     format: torch.memory_format,
     dtype: torch.dtype,
+    parameter_dtype: torch.dtype,
     activation: Activation | None,
-    has_residual: bool,
+    given: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    x, weight, bias, residual = leaves(format, dtype)
-    if dtype is torch.float64:
-        weight, bias = (t.detach().double().requires_grad_() for t in (weight, bias))
-    given = [x, weight, bias] + [residual] * has_residual
-    upstream = tensor(2, 12, 5, 7, seed=4, dtype=dtype)
+    x, residual = (tensor(*shape, seed=i, dtype=dtype).contiguous(memory_format=format) for i in range(2))
+    weight, bias = (tensor(12, seed=i, dtype=parameter_dtype) for i in (2, 3))
+    absent = {"all": (), "no residual": (3,), "no bias": (2,), "x alone": (1, 2, 3)}[given]
+    arguments = [None if i in absent else t.requires_grad_() for i, t in enumerate((x, weight, bias, residual))]
+    upstream = tensor(*shape, seed=4, dtype=dtype)
     assert _compiled_nodes.nodes is not None, _compiled_nodes.reason_against
     results = []
     for nodes in (_compiled_nodes.nodes, None):
         monkeypatch.setattr(_compiled_nodes, "nodes", nodes)
-        y = group_norm(x, 3, weight, bias, activation=activation, residual=residual if has_residual else None)
+        y = group_norm(x, 3, arguments[1], arguments[2], activation=activation, residual=arguments[3])
         assert is_by_kernels(y)
-        results.append([y, *torch.autograd.grad(y, given, upstream)])
+        results.append([y, *torch.autograd.grad(y, [t for t in arguments if t is not None], upstream)])
     assert all(a.equal(b) and a.stride() == b.stride() for a, b in zip(*results, strict=True))
 
 
@@ -92,35 +108,110 @@ def test_a_batch_of_upstream_gradients_is_differentiated_at_once() -> None:
 
 @either_kind
 @pytest.mark.parametrize("format", FORMATS)
-def test_an_upstream_gradient_that_is_a_negated_view_counts_with_its_sign(format: torch.memory_format) -> None:
+def test_negated_views_count_with_their_sign(format: torch.memory_format) -> None:
     upstream = tensor(2, 12, 5, 7, seed=4).contiguous(memory_format=format)
-    wanted = gradients(ours, leaves(format), -upstream)
-    found = gradients(ours, leaves(format), torch._neg_view(upstream))
-    assert all(a.equal(b) for a, b in zip(found, wanted, strict=True))
-    weight = tensor(4, 3, 3, 3).contiguous(memory_format=format).requires_grad_()
+    given = leaves(format)
+    wanted = gradients(ours, given, -upstream)
+    torch.testing.assert_close(gradients(ours, given, torch._neg_view(upstream)), wanted)
+    x, weight, bias, residual = given
+    negated = group_norm(x, 3, torch._neg_view(weight), bias, activation="silu", residual=residual)
+    torch.testing.assert_close(negated, ours(x, -weight.detach(), bias, residual))
+    filters = tensor(4, 3, 3, 3).contiguous(memory_format=format).requires_grad_()
     upstream = tensor(4, 3, 3, 3, seed=4).contiguous(memory_format=format)
-    (found_,) = torch.autograd.grad(standardize_weight(weight), weight, torch._neg_view(upstream))
-    assert found_.equal(torch.autograd.grad(standardize_weight(weight), weight, -upstream)[0])
+    (found,) = torch.autograd.grad(standardize_weight(filters), filters, torch._neg_view(upstream))
+    torch.testing.assert_close(found, torch.autograd.grad(standardize_weight(filters), filters, -upstream)[0])
 
 
 @either_kind
-def test_hooks_may_lay_saved_tensors_out_anew() -> None:
+def test_tensors_without_memory_are_zeros() -> None:
+    given = leaves()
+    zeros = torch._efficientzerotensor((2, 12, 5, 7))
+    wanted = gradients(ours, given, torch.zeros(2, 12, 5, 7))
+    torch.testing.assert_close(gradients(ours, given, zeros), wanted)
+    _, weight, bias, _ = given
+    torch.testing.assert_close(group_norm(zeros, 3, weight, bias), bias[:, None, None].expand(2, 12, 5, 7))
+
+
+@either_kind
+def test_a_functional_wrapper_as_upstream_gradient_is_seen_through() -> None:
+    given, upstream = leaves(), tensor(2, 12, 5, 7, seed=4)
+    y = ours(*given)
+
+    def backward(upstream: Tensor) -> Tensor:
+        return torch.autograd.grad(y, given[0], upstream, retain_graph=True)[0]
+
+    torch.testing.assert_close(torch.func.functionalize(backward)(upstream), backward(upstream))
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes the operators that run under it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
+    ) -> Any:
+        self.names.append(str(function))
+        return function(*arguments, **(options or {}))
+
+
+@either_kind
+def test_a_mode_sees_the_operators_of_the_backward_pass() -> None:
+    given, upstream = leaves(), tensor(2, 12, 5, 7, seed=4)
+    y = ours(*given)
+    with _Recorder() as recorder:
+        found = torch.autograd.grad(y, given, upstream)
+    assert "aten.native_group_norm_backward.default" in recorder.names
+    torch.testing.assert_close(found, gradients(ours, given, upstream))
+
+
+def anew(saved: Tensor) -> Tensor:
+    """The same values laid out otherwise: parameters with gaps between them, maps and filters channels-first."""
+    if saved.dim() == 1:
+        return torch.stack([saved, torch.full_like(saved, torch.nan)], dim=-1)[..., 0]
+    return saved.contiguous()
+
+
+@either_kind
+@pytest.mark.parametrize("which", [0, 1, 2, 3, None])
+def test_a_hook_may_lay_saved_tensors_out_anew(which: int | None) -> None:
     given, upstream = leaves(torch.channels_last), tensor(2, 12, 5, 7, seed=4)
     wanted = gradients(ours, given, upstream)
-    for moved in (given[0], given[3]):  # one of two, so that they differ
-        with saved_tensors_hooks(lambda t, moved=moved: t.contiguous() if t.is_set_to(moved) else t, lambda t: t):
-            found = gradients(ours, given, upstream)
-        torch.testing.assert_close(found, wanted)
-    for moved in given[1:3]:
-        with saved_tensors_hooks(lambda t, moved=moved: spread(t) if t.is_set_to(moved) else t, lambda t: t):
-            found = gradients(ours, given, upstream)
-        torch.testing.assert_close(found, wanted)
+    batch = torch.stack([upstream, -upstream])
+
+    def pack(saved: Tensor) -> Tensor:
+        return anew(saved) if which is None or saved.is_set_to(given[which]) else saved
+
+    with saved_tensors_hooks(pack, lambda packed: packed):
+        found = gradients(ours, given, upstream)
+        at_once = torch.autograd.grad(ours(*given), given, batch, is_grads_batched=True)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close([one[0] for one in at_once], list(wanted))
+
+
+@either_kind
+def test_a_hook_may_lay_saved_filters_out_anew() -> None:
     weight = tensor(4, 3, 3, 3).contiguous(memory_format=torch.channels_last).requires_grad_()
-    with saved_tensors_hooks(lambda t: t.contiguous(), lambda t: t):
-        (of_weight,) = torch.autograd.grad(standardize_weight(weight), weight, tensor(4, 3, 3, 3, seed=4))
-    torch.testing.assert_close(
-        of_weight, torch.autograd.grad(standardize_weight(weight), weight, tensor(4, 3, 3, 3, seed=4))[0]
-    )
+    upstream = tensor(4, 3, 3, 3, seed=4)
+    wanted = torch.autograd.grad(standardize_weight(weight), weight, upstream)
+    with saved_tensors_hooks(anew, lambda packed: packed):
+        found = torch.autograd.grad(standardize_weight(weight), weight, upstream)
+    torch.testing.assert_close(found, wanted)
+
+
+@either_kind
+@pytest.mark.parametrize("only", [None, 3])
+def test_a_hook_may_give_another_dtype_back(only: int | None) -> None:
+    given, upstream = leaves(), tensor(2, 12, 5, 7, seed=4)
+
+    def pack(saved: Tensor) -> Tensor:
+        return saved.double() if only is None or saved.is_set_to(given[only]) else saved
+
+    with saved_tensors_hooks(pack, lambda packed: packed):
+        found = gradients(ours, given, upstream)
+    torch.testing.assert_close(found, gradients(ours, given, upstream))
 
 
 class _StoppedError(Exception):
@@ -184,15 +275,21 @@ def test_compiled_autograd_gives_the_gradients_of_eager() -> None:
     torch.testing.assert_close([t.grad for t in given], list(wanted))
 
 
-def test_nodes_built_with_another_torch_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nodes_are_compiled_here_and_said_to_be_in_use() -> None:
     assert kernel_info().autograd_nodes == "C++"
     assert "autograd nodes in C++" not in kernel_info().not_in_use
+
+
+def test_nodes_built_with_another_torch_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "__version__", "1.0.0+cpu")
     found = runpy.run_path(str(_compiled_nodes.__file__))
     assert found["nodes"] is None
     assert "and this is torch 1.0.0" in found["reason_against"]
-    monkeypatch.setitem(sys.modules, "batchfree.torch._autograd_nodes", None)
-    monkeypatch.delattr("batchfree.torch._autograd_nodes")
+
+
+def test_an_installation_without_compiled_nodes_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "batchfree.torch._autograd_nodes")
+    monkeypatch.setattr(sys.modules["batchfree.torch"], "__path__", [])
     found = runpy.run_path(str(_compiled_nodes.__file__))
     assert found["nodes"] is None
     assert found["reason_against"] == "torch was not there when batchfree was built"

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from batchfree import reference
 from batchfree.torch import GroupNorm, _eligibility, group_norm
 from tests.closeness import assert_close
-from tests.torch.autograd_nodes import is_by_kernels
+from tests.torch.kernel_nodes import is_by_kernels
 
 
 def tensor(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

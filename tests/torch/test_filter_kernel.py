@@ -12,7 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from batchfree import reference
 from batchfree.torch import standardize_weight
 from tests.closeness import assert_close
-from tests.torch.autograd_nodes import is_by_kernels
+from tests.torch.kernel_nodes import is_by_kernels
 
 pytestmark = pytest.mark.usefixtures("each_kind_of_nodes")
 

@@ -15,7 +15,7 @@ from batchfree import _core, reference
 from batchfree.errors import ArgumentError
 from batchfree.torch import Activation, GroupNorm, _formula, group_norm, moments, standardize_weight
 from tests.closeness import assert_close
-from tests.torch.autograd_nodes import is_by_kernels
+from tests.torch.kernel_nodes import is_by_kernels
 
 pytestmark = pytest.mark.usefixtures("each_kind_of_nodes")
 ACTIVATIONS: list[Activation | None] = [None, "relu", "silu", "gelu", "gelu_tanh"]

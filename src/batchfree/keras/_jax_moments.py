@@ -36,16 +36,15 @@ def moments(x: Any, first: int) -> tuple[Any, Any, Any]:
         Three (N, G), dtype of `x`. The derivative takes the pivot for constant and never 0: a training step needs
         x - pivot in memory anyway.
     """
-    count = math.prod(x.shape[1:]) // x.shape[-2]
     pivot, total, squares = _sums(x, first)
+    count = _values_per_group(x)
     return pivot, total / count, squares / count
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _sums(x: Any, first: int) -> tuple[Any, ...]:
     """Pivot, sum of x - pivot and of its square."""
-    dims = _reduced(x)
-    count = math.prod(x.shape[1:]) // x.shape[-2]
+    dims, count = _reduced(x), _values_per_group(x)
     # Sums, not means, go through `lax.cond`: what is computed before it, XLA writes to memory, one kernel each.
     total, squares = x.sum(dims), jnp.square(x).sum(dims)
     plain = jnp.zeros_like(total), total, squares
@@ -72,3 +71,7 @@ def _shifted_sums(x: Any, first: int) -> tuple[Any, ...]:
 def _reduced(x: Any) -> tuple[int, ...]:
     """All dimensions but the samples and the groups."""
     return (*range(1, x.ndim - 2), x.ndim - 1)
+
+
+def _values_per_group(x: Any) -> int:
+    return math.prod(x.shape[1:]) // x.shape[-2]

@@ -1,6 +1,6 @@
 from torch import Tensor
 
-TORCH_VERSION: str
+TORCH_BUILD: str
 
 def group_norm(
     x: Tensor,

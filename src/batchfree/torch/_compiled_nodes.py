@@ -5,6 +5,7 @@ torch's C++ interface differs from release to release, so a file built with one 
 
 from __future__ import annotations
 
+import importlib
 from types import ModuleType
 
 import torch
@@ -15,15 +16,16 @@ nodes: ModuleType | None = None
 #: Why `nodes` is `None`; empty where it is not.
 reason_against = ""
 
+# As `cpp/find_torch.py` reads it.
+_running = f"{torch.__version__.partition('+')[0]} {torch.version.git_version}"
 try:
-    from batchfree.torch import _autograd_nodes
+    found = importlib.import_module("batchfree.torch._autograd_nodes")
 except ModuleNotFoundError:
     reason_against = "torch was not there when batchfree was built"
 except ImportError as error:
     reason_against = f"they cannot be loaded: {error}"
 else:
-    running = torch.__version__.partition("+")[0]
-    if running == _autograd_nodes.TORCH_VERSION:
-        nodes = _autograd_nodes
+    if _running == found.TORCH_BUILD:
+        nodes = found
     else:
-        reason_against = f"they were built with torch {_autograd_nodes.TORCH_VERSION}, and this is torch {running}"
+        reason_against = f"they were built with torch {found.TORCH_BUILD}, and this is torch {_running}"

@@ -31,6 +31,7 @@ _is_tracing = _C._is_tracing
 _are_functorch_transforms_active = _C._are_functorch_transforms_active
 _len_torch_dispatch_stack = _C._len_torch_dispatch_stack
 _len_torch_function_stack = _C._len_torch_function_stack
+_has_storage = _C._has_storage
 
 
 def is_plain_eager() -> bool:
@@ -51,8 +52,15 @@ def serves(tensor: Tensor) -> bool:
 
 
 def is_readable(tensor: Tensor) -> bool:
-    """The part of `serves` that does not follow from shape and dtype."""
-    return type(tensor) in PLAIN and tensor.is_cpu and tensor.layout is torch.strided and not tensor.is_neg()
+    """The part of `serves` that does not follow from shape and dtype: values in the CPU's memory, as they are."""
+    return (
+        type(tensor) in PLAIN
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and not tensor.is_neg()
+        and not tensor._is_zerotensor()
+        and _has_storage(tensor)
+    )
 
 
 def serves_kind(tensor: Tensor) -> bool:
@@ -87,5 +95,6 @@ def reasons_against(tensor: Tensor) -> list[str]:
         (tensor.layout is not torch.strided, f"the layout is {tensor.layout}"),
         (tensor.numel() == 0, "the tensor is empty"),
         (tensor.layout is torch.strided and tensor.is_neg(), "the tensor is a negated view"),
+        (tensor._is_zerotensor() or not _has_storage(tensor), "the tensor has no memory of its own"),
     ]
     return [reason for applies, reason in checks if applies]

@@ -67,7 +67,7 @@ class _StandardizeWeight(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, None]:
         (weight,) = ctx.saved_tensors
         plan, moments = ctx.settings
-        if needs_formula(grad_output):
+        if needs_formula(weight, grad_output):
             return *differentiable_backward(grad_output, weight, plan.variant, plan.eps), None
         return _backward(plan, grad_output, dense(weight), moments.address), None  # hooks may have moved values
 
@@ -96,7 +96,6 @@ def _forward(plan: Plan, weight: Tensor, moments: int) -> Tensor:
 
 
 def _backward(plan: Plan, grad_output: Tensor, weight: Tensor, moments: int) -> Tensor:
-    grad_output = grad_output.resolve_neg()
     if grad_output.stride() != weight.stride():
         grad_output = torch.empty_like(weight).copy_(grad_output)
     grad = torch.empty_like(weight)

@@ -61,8 +61,8 @@ def group_norm(
         _eligibility.is_plain_eager()
         and _eligibility.is_readable(input)
         and (residual is None or _eligibility.agrees(residual, input))
-        and (weight is None or (type(weight) in _eligibility.PLAIN and weight.is_cpu))
-        and (bias is None or (type(bias) in _eligibility.PLAIN and bias.is_cpu))
+        and (weight is None or _eligibility.is_readable(weight))
+        and (bias is None or _eligibility.is_readable(bias))
     ):
         plan = _plan(
             input.shape,

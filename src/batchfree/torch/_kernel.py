@@ -13,7 +13,7 @@ from torch import Tensor
 
 from batchfree import _core
 from batchfree.torch import _compiled_nodes, _formula
-from batchfree.torch._eligibility import ELEMENTS, PLAIN, is_plain_eager
+from batchfree.torch._eligibility import ELEMENTS, agrees, is_plain_eager, is_readable
 
 __all__ = [
     "Plan",
@@ -171,7 +171,7 @@ class _GroupNorm(torch.autograd.Function):
         x, weight, bias, residual = ctx.saved_tensors
         plan, moments = ctx.settings
         wanted = ctx.needs_input_grad
-        if needs_formula(grad_output):
+        if needs_formula(x, grad_output, residual):
             arguments = x, plan.num_groups, weight, bias, plan.eps, plan.activation, residual
             return *differentiable_backward(grad_output, *arguments, wanted), None
         # Hooks may have moved the values of what was saved.
@@ -310,13 +310,18 @@ def dense(x: Tensor) -> tuple[Tensor, bool]:
     return x.contiguous(), False
 
 
-def needs_formula(upstream: Tensor) -> bool:
-    """Whether a gradient must be made of torch's operators: somebody differentiates it, or a transform looks on."""
+def needs_formula(x: Tensor, upstream: Tensor, residual: Tensor | None = None) -> bool:
+    """Whether a gradient must be made of torch's operators.
+
+    So it is where somebody differentiates it, where a mode or a transform looks on, and where a hook on saved tensors
+    gave something else back than what was saved.
+    """
     return (
         torch.is_grad_enabled()
         or not is_plain_eager()
-        or type(upstream) not in PLAIN
-        or not torch._C._has_storage(upstream)
+        or not is_readable(x)
+        or not agrees(upstream, x)
+        or (residual is not None and not agrees(residual, x))
     )
 
 
@@ -325,7 +330,6 @@ def _side_by_side(parameter: Tensor | None) -> Tensor | None:
 
 
 def _like(tensor: Tensor, plan: Plan) -> Tensor:
-    tensor = tensor.resolve_neg()
     return tensor.contiguous(memory_format=_LAST[tensor.dim()]) if plan.is_channels_last else tensor.contiguous()
 
 

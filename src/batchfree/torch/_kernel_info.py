@@ -27,8 +27,8 @@ class KernelInfo:
     compiler: str
     threads: int  # torch's own number
     threading_runtime: str  # path of the OpenMP library that torch and the kernels share; "" is none: one thread
-    autograd_nodes: Literal["C++", "Python"]  # in use
     not_in_use: dict[str, list[str]]  # path -> why it is not taken
+    autograd_nodes: Literal["C++", "Python"]  # in use
 
     def __str__(self) -> str:
         lines = [
@@ -72,7 +72,7 @@ def kernel_info(example: Tensor | None = None) -> KernelInfo:
     if not torch.compiler.is_dynamo_compiling():
         reasons["the kernels as operators of a compiled graph"] = ["torch.compile is not tracing"]
     nodes: Literal["C++", "Python"] = "Python" if _compiled_nodes.nodes is None else "C++"
-    return KernelInfo(used, _core.compiler(), threads, runtime, nodes, reasons)
+    return KernelInfo(used, _core.compiler(), threads, runtime, reasons, nodes)
 
 
 def _other_instruction_sets(used: str) -> Iterator[tuple[str, str]]:

@@ -42,21 +42,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", type=Path, help="where to write the rows")
     parser.add_argument("--backend", choices=sorted(MODES), help="measure one backend, in this process")
+    parser.add_argument(
+        "--far-group", type=float, default=0.0, metavar="D", help="add so many deviations to one group of each input"
+    )
     arguments = parser.parse_args()
     if arguments.backend:
-        result = measure(arguments.backend)
+        result = measure(arguments.backend, arguments.far_group)
     else:
-        result = {"machine": machine(), "rows": [row for backend in MODES for row in in_own_process(backend)]}
+        result = {
+            "machine": machine(),
+            "rows": [row for backend in MODES for row in in_own_process(backend, arguments.far_group)],
+        }
         print_summary(result["rows"])
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def in_own_process(backend: str) -> list[dict[str, Any]]:
+def in_own_process(backend: str, far_group: float) -> list[dict[str, Any]]:
     """The rows of one backend; a process has only one."""
     rows = Path(f"{os.getpid()}-{backend}.rows.json").resolve()
     environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, "-m", "benchmarks.keras_group_norm", "--backend", backend, "--json", str(rows)]
+    command += ["--far-group", str(far_group)]
     try:
         subprocess.run(command, env=environment, check=True)
         return list(json.loads(rows.read_text())["rows"])
@@ -64,18 +71,18 @@ def in_own_process(backend: str) -> list[dict[str, Any]]:
         rows.unlink(missing_ok=True)
 
 
-def measure(backend: str) -> dict[str, Any]:
+def measure(backend: str, far_group: float) -> dict[str, Any]:
     """Every case of one backend."""
     rows = []
     for mode in MODES[backend]:
         for shape in SHAPES:
-            for pass_, steps in steps_of(backend, mode, shape).items():
+            for pass_, steps in steps_of(backend, mode, shape, far_group).items():
                 rows.append({"backend": backend, "mode": mode, "pass": pass_, "shape": shape, **in_turns(steps)})
                 print(_line(rows[-1]), flush=True)
     return {"rows": rows}
 
 
-def steps_of(backend: str, mode: str, shape: tuple[int, ...]) -> dict[str, dict[str, Step]]:
+def steps_of(backend: str, mode: str, shape: tuple[int, ...], far_group: float) -> dict[str, dict[str, Step]]:
     """For "forward" and "training step", what to time for each layer, after both were compared with the reference."""
     import keras
 
@@ -83,6 +90,7 @@ def steps_of(backend: str, mode: str, shape: tuple[int, ...]) -> dict[str, dict[
 
     generator = np.random.default_rng(0)
     x, upstream = (generator.normal(size=shape).astype("float32") for _ in range(2))
+    x[0, ..., : shape[-1] // GROUPS] += far_group
     gamma, beta = (generator.normal(size=shape[-1]).astype("float32") for _ in range(2))
     steps: dict[str, dict[str, Step]] = {"forward": {}, "training step": {}}
     for name, kind in (("keras", keras.layers.GroupNormalization), ("ours", batchfree.keras.GroupNormalization)):

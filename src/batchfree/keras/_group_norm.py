@@ -143,11 +143,11 @@ def _normalize(split: _Split, x: Any, gamma: Any, beta: Any, mask: Any) -> Any:
 def _reduces_in_one(sizes: Sequence[Any], channel_dim: int, channels_per_group: int) -> bool:
     """Whether positions and a group's channels are reduced at once, not one after the other.
 
-    JAX's XLA is faster at that over a long run of neighbours, (4, 7, 7, 2048) with 64 channels per group. Over a shorter
-    one it is slower: in a training step by an eighth on (8, 14, 14, 1024) with 32, several times on (8, 56, 56, 64) with
-    2. See `benchmarks.keras_group_norm`, which times these shapes. It is less exact: over 56 x 56 positions of 64
-    channels the output may be off by 2e-4, where two stages keep it within 5e-6. All that is XLA's code for processors;
-    on a GPU it might wait for `lax.cond`.
+    JAX's XLA is faster at that over a long run of neighbours, (4, 7, 7, 2048) with 64 channels per group. Over a
+    shorter one it is slower: in a training step by an eighth on (8, 14, 14, 1024) with 32, several times on
+    (8, 56, 56, 64) with 2. See `benchmarks.keras_group_norm`, which times these shapes. It is less exact: over 56 x 56
+    positions of 64 channels the output may be off by 2e-4, where two stages keep it within 5e-6. All that is XLA's code
+    for processors; on a GPU it might wait for `lax.cond`.
     """
     if keras.backend.backend() != "jax" or not 2 <= channel_dim == len(sizes) or channels_per_group < LONG_RUN:
         return False

@@ -4,6 +4,7 @@
 // The only file that sees torch's headers. batchfree.torch checks shapes, types and layout before it calls.
 #include <ATen/Parallel.h>
 #include <ATen/TracerMode.h>
+#include <ATen/record_function.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
@@ -267,11 +268,13 @@ namespace {
 Tensor group_norm(const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias, const MaybeTensor& residual,
                   std::int64_t groups, double eps, std::int64_t activation) {
   const nb::gil_scoped_release release;
+  RECORD_FUNCTION("batchfree::group_norm", std::vector<c10::IValue>());  // for profilers
   return GroupNorm::apply(x, weight, bias, residual, groups, eps, activation);
 }
 
 Tensor standardize_weight(const Tensor& weight, bool is_unbiased, double eps) {
   const nb::gil_scoped_release release;
+  RECORD_FUNCTION("batchfree::standardize_weight", std::vector<c10::IValue>());
   return StandardizeWeight::apply(weight, is_unbiased, eps);
 }
 

@@ -21,7 +21,7 @@ _running = f"{torch.__version__.partition('+')[0]} {torch.version.git_version}"
 try:
     found = importlib.import_module("batchfree.torch._autograd_nodes")
 except ModuleNotFoundError:
-    reason_against = "torch was not there when batchfree was built"
+    reason_against = "this installation has none; on Linux, `pip install --no-build-isolation` builds them"
 except ImportError as error:
     reason_against = f"they cannot be loaded: {error}"
 else:

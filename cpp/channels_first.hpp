@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "parameters.hpp"
+#include "scratch.hpp"
 #include "two_phases.hpp"
 
 namespace batchfree {
@@ -39,11 +40,14 @@ class ChannelsFirst {
 
   // What the inner loops need per channel, for one group at a time. One per thread.
   struct Constants {
-    explicit Constants(std::int64_t width)
-        : scale(static_cast<std::size_t>(width)), shift(static_cast<std::size_t>(width)) {}
-    std::vector<A> scale, shift;
+    Constants(std::int64_t width, const void* tensor) : values(2, width, tensor) {}
+    A* scale() const { return values[0]; }
+    A* shift() const { return values[1]; }
+
+    Scratch<A> values;
     std::int64_t item = -1;  // whose constants these are
     A mean = 0;
+    char apart[kLineBytes] = {};  // from the next thread's
   };
 
   // Some channels of a group, or a piece of one channel where that is long.
@@ -98,14 +102,14 @@ AffineRuns<T> ChannelsFirst<T>::affine(Constants& constants, std::int64_t item, 
     constants.mean = static_cast<A>(mean);
     const double mean_rest = mean - constants.mean;  // what rounding lost
     const std::int64_t first = item % p_.groups * width_;
-    A *const scales = constants.scale.data(), *const shifts = constants.shift.data();
+    A *const scales = constants.scale(), *const shifts = constants.shift();
     for (std::int64_t c = 0; c < width_; ++c) {
       const double scale = rstd * weight[first + c];
       scales[c] = static_cast<A>(scale);
       shifts[c] = static_cast<A>(bias[first + c] - mean_rest * scale);
     }
   }
-  return {constants.mean, constants.scale.data() + channel, constants.shift.data() + channel};
+  return {constants.mean, constants.scale() + channel, constants.shift() + channel};
 }
 
 template <class T>
@@ -116,7 +120,7 @@ void ChannelsFirst<T>::run(const Forward& f, bool measures, bool writes) const {
   std::vector<Moments> found(static_cast<std::size_t>(items_ * chunks));
   std::vector<double> rstds(static_cast<std::size_t>(items_));
   const double share = 1 / static_cast<double>(values_);
-  std::vector<Constants> constants(static_cast<std::size_t>(threads_), Constants(width_));
+  std::vector<Constants> constants = per_thread<Constants>(threads_, width_, x);
   const PerChannel<A> weight(f.weight, p_.channels, 1), bias(f.bias, p_.channels, 0);
 
   two_phases(
@@ -147,7 +151,7 @@ void ChannelsFirst<T>::backward(const Backward& b) const {
   const T *const x = static_cast<const T*>(b.x), *const dy = static_cast<const T*>(b.dy);
   const T* const residual = static_cast<const T*>(b.residual);
   T *const dx = static_cast<T*>(b.dx), *const dresidual = static_cast<T*>(b.dresidual);
-  std::vector<Constants> constants(static_cast<std::size_t>(threads_), Constants(width_));
+  std::vector<Constants> constants = per_thread<Constants>(threads_, width_, x);
   const PerChannel<A> weight(b.weight, p_.channels, 1), bias(b.bias, p_.channels, 0);
   const std::int64_t count = items_ * width_ * pieces_;  // [item][channel][piece]
   const std::unique_ptr<A[]> sums(new A[static_cast<std::size_t>(2 * count)]);

@@ -3,10 +3,10 @@
 #pragma once
 
 #include <algorithm>
-#include <memory>
 #include <vector>
 
 #include "parameters.hpp"
+#include "scratch.hpp"
 #include "two_phases.hpp"
 
 namespace batchfree {
@@ -49,20 +49,18 @@ class ChannelsLast {
 
   // What the inner loops need per channel, for one sample at a time. One per thread.
   struct Constants {
-    explicit Constants(std::int64_t channels) : values(static_cast<std::size_t>(5 * channels)), channels_(channels) {}
-    A* mean() { return values.data(); }
-    A* scale() { return values.data() + channels_; }
-    A* shift() { return values.data() + 2 * channels_; }
-    A* slope() { return values.data() + 3 * channels_; }
-    A* offset() { return values.data() + 4 * channels_; }
-    AffineRow<T> affine() { return {mean(), scale(), shift()}; }
+    Constants(std::int64_t channels, const void* tensor) : values(5, channels, tensor) {}
+    A* mean() const { return values[0]; }
+    A* scale() const { return values[1]; }
+    A* shift() const { return values[2]; }
+    A* slope() const { return values[3]; }
+    A* offset() const { return values[4]; }
+    AffineRow<T> affine() const { return {mean(), scale(), shift()}; }
 
-    std::vector<A> values;
+    Scratch<A> values;
     std::int64_t sample = -1;  // whose constants these are,
     const GroupLine* lines = nullptr;  // and with which gradients
-
-   private:
-    std::int64_t channels_;
+    char apart[kLineBytes] = {};  // from the next thread's
   };
 
   std::int64_t rows_of(std::int64_t chunk) const { return std::min(rows_, p_.spatial - chunk * rows_); }
@@ -112,7 +110,7 @@ void ChannelsLast<T>::run(const Forward& f, bool measures, bool writes) const {
   const T *const x = static_cast<const T*>(f.x), *const residual = static_cast<const T*>(f.residual);
   const std::int64_t groups = p_.groups;
   std::vector<Moments> parts(measures ? static_cast<std::size_t>(p_.samples * chunks_ * groups) : 0);
-  std::vector<Constants> constants(static_cast<std::size_t>(threads_), Constants(p_.channels));
+  std::vector<Constants> constants = per_thread<Constants>(threads_, p_.channels, x);
   const PerChannel<A> weight(f.weight, p_.channels, 1), bias(f.bias, p_.channels, 0);
 
   two_phases(
@@ -120,7 +118,7 @@ void ChannelsLast<T>::run(const Forward& f, bool measures, bool writes) const {
       [&](std::int64_t sample, std::int64_t chunk, int member) {
         constants[member].sample = -1;  // their room serves as scratch here
         row_.moments(x + start_of(sample, chunk), rows_of(chunk), p_.channels, groups,
-                     constants[member].values.data(), &parts[(sample * chunks_ + chunk) * groups]);
+                     constants[member].mean(), &parts[(sample * chunks_ + chunk) * groups]);
       },
       [&](std::int64_t sample, int) {
         if (!measures) return;
@@ -144,17 +142,17 @@ void ChannelsLast<T>::backward(const Backward& b) const {
   const T* const residual = static_cast<const T*>(b.residual);
   T *const dx = static_cast<T*>(b.dx), *const dresidual = static_cast<T*>(b.dresidual);
   const std::int64_t channels = p_.channels;
-  std::vector<Constants> constants(static_cast<std::size_t>(threads_), Constants(channels));
+  std::vector<Constants> constants = per_thread<Constants>(threads_, channels, x);
   const PerChannel<A> weight(b.weight, channels, 1), bias(b.bias, channels, 0);
   // Per (sample, chunk) and per sample: dz of every channel, then dz * (x - rounded mean).
-  const std::unique_ptr<A[]> parts(new A[static_cast<std::size_t>(p_.samples * chunks_ * 2 * channels)]);
+  const Scratch<A> parts(p_.samples * chunks_, 2 * channels, x);
   std::vector<double> sums(static_cast<std::size_t>(p_.samples * 2 * channels));
   std::vector<GroupLine> lines(static_cast<std::size_t>(p_.samples * p_.groups));
 
   const auto finish = [&](std::int64_t sample, int) {
     double *const dz_sums = &sums[sample * 2 * channels], *const dz_centred_sums = dz_sums + channels;
     for (std::int64_t chunk = 0; chunk < chunks_; ++chunk) {
-      const A* const part = &parts[(sample * chunks_ + chunk) * 2 * channels];
+      const A* const part = parts[sample * chunks_ + chunk];
       for (std::int64_t c = 0; c < 2 * channels; ++c) dz_sums[c] += part[c];
     }
     for (std::int64_t g = 0; g < p_.groups; ++g) {
@@ -175,7 +173,7 @@ void ChannelsLast<T>::backward(const Backward& b) const {
       [&](std::int64_t sample, std::int64_t chunk, int member) {
         fill(constants[member], sample, weight, bias, b.statistics, nullptr);
         const std::int64_t at = start_of(sample, chunk);
-        A* const part = &parts[(sample * chunks_ + chunk) * 2 * channels];
+        A* const part = parts[sample * chunks_ + chunk];
         row_.gradient_sums[act_](x + at, residual ? residual + at : nullptr, dy + at, rows_of(chunk), channels,
                                  constants[member].affine(), part, part + channels);
       },

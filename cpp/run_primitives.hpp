@@ -180,19 +180,24 @@ struct Run {
     return {(a.dz + b.dz) + (c.dz + d.dz), (a.dz_centred + b.dz_centred) + (c.dz_centred + d.dz_centred)};
   }
 
-  // Lanes are added up for several channels at once: where runs are short, that is most of the work.
+  // Lanes are added up for several channels at once: where runs are short, that is most of the work. The last one or two,
+  // and a filter is only one, are done sooner by themselves.
   template <Activation act, bool has_residual>
   static void sums_of_runs(const T* x, const T* residual, const T* dy, Runs runs, AffineRuns<T> affine, A* dz,
                            A* dz_centred) {
     constexpr std::int64_t together = lanes / 2;
+    const auto lane_sums = [&](std::int64_t c) {
+      const std::int64_t at = c * runs.stride;
+      return sums_of_run<act, has_residual>(x + at, has_residual ? residual + at : nullptr, dy + at, runs.count,
+                                            broadcast(affine.mean), broadcast(affine.scale[c]),
+                                            broadcast(affine.shift[c]));
+    };
     V sums[lanes];
-    for (std::int64_t first = 0; first < runs.channels; first += together) {
+    std::int64_t first = 0;
+    for (; first + 2 < runs.channels; first += together) {
       const std::int64_t some = std::min(together, runs.channels - first);
       for (std::int64_t k = 0; k < some; ++k) {
-        const std::int64_t at = (first + k) * runs.stride;
-        const LaneSums of_run = sums_of_run<act, has_residual>(
-            x + at, has_residual ? residual + at : nullptr, dy + at, runs.count, broadcast(affine.mean),
-            broadcast(affine.scale[first + k]), broadcast(affine.shift[first + k]));
+        const LaneSums of_run = lane_sums(first + k);
         sums[k] = of_run.dz;
         sums[together + k] = of_run.dz_centred;
       }
@@ -202,6 +207,11 @@ struct Run {
         dz[first + k] = totals[k];
         dz_centred[first + k] = totals[together + k];
       }
+    }
+    for (; first < runs.channels; ++first) {
+      const LaneSums of_run = lane_sums(first);
+      dz[first] = static_cast<A>(sum_of_lanes<A>(of_run.dz));
+      dz_centred[first] = static_cast<A>(sum_of_lanes<A>(of_run.dz_centred));
     }
   }
 

@@ -40,7 +40,7 @@ class ChannelsFirst {
 
   // What the inner loops need per channel, for one group at a time. One per thread.
   struct Constants {
-    Constants(std::int64_t width, const void* tensor) : values(2, width, tensor) {}
+    explicit Constants(std::int64_t width) : values(2, width) {}
     A* scale() const { return values[0]; }
     A* shift() const { return values[1]; }
 
@@ -120,7 +120,7 @@ void ChannelsFirst<T>::run(const Forward& f, bool measures, bool writes) const {
   std::vector<Moments> found(static_cast<std::size_t>(items_ * chunks));
   std::vector<double> rstds(static_cast<std::size_t>(items_));
   const double share = 1 / static_cast<double>(values_);
-  std::vector<Constants> constants = per_thread<Constants>(threads_, width_, x);
+  std::vector<Constants> constants = per_thread<Constants>(threads_, width_);
   const PerChannel<A> weight(f.weight, p_.channels, 1), bias(f.bias, p_.channels, 0);
 
   two_phases(
@@ -151,7 +151,7 @@ void ChannelsFirst<T>::backward(const Backward& b) const {
   const T *const x = static_cast<const T*>(b.x), *const dy = static_cast<const T*>(b.dy);
   const T* const residual = static_cast<const T*>(b.residual);
   T *const dx = static_cast<T*>(b.dx), *const dresidual = static_cast<T*>(b.dresidual);
-  std::vector<Constants> constants = per_thread<Constants>(threads_, width_, x);
+  std::vector<Constants> constants = per_thread<Constants>(threads_, width_);
   const PerChannel<A> weight(b.weight, p_.channels, 1), bias(b.bias, p_.channels, 0);
   const std::int64_t count = items_ * width_ * pieces_;  // [item][channel][piece]
   const std::unique_ptr<A[]> sums(new A[static_cast<std::size_t>(2 * count)]);

@@ -118,7 +118,7 @@ void ChannelsLast<T>::run(const Forward& f, bool measures, bool writes) const {
       [&](std::int64_t sample, std::int64_t chunk, int member) {
         constants[member].sample = -1;  // their room serves as scratch here
         row_.moments(x + start_of(sample, chunk), rows_of(chunk), p_.channels, groups,
-                     constants[member].mean(), &parts[(sample * chunks_ + chunk) * groups]);
+                     constants[member].values[0], &parts[(sample * chunks_ + chunk) * groups]);
       },
       [&](std::int64_t sample, int) {
         if (!measures) return;
@@ -145,15 +145,16 @@ void ChannelsLast<T>::backward(const Backward& b) const {
   std::vector<Constants> constants = per_thread<Constants>(threads_, channels, x);
   const PerChannel<A> weight(b.weight, channels, 1), bias(b.bias, channels, 0);
   // Per (sample, chunk) and per sample: dz of every channel, then dz * (x - rounded mean).
-  const Scratch<A> parts(p_.samples * chunks_, 2 * channels, x);
+  const Scratch<A> parts(p_.samples * chunks_ * 2, channels, x);
   std::vector<double> sums(static_cast<std::size_t>(p_.samples * 2 * channels));
   std::vector<GroupLine> lines(static_cast<std::size_t>(p_.samples * p_.groups));
 
   const auto finish = [&](std::int64_t sample, int) {
     double *const dz_sums = &sums[sample * 2 * channels], *const dz_centred_sums = dz_sums + channels;
     for (std::int64_t chunk = 0; chunk < chunks_; ++chunk) {
-      const A* const part = parts[sample * chunks_ + chunk];
-      for (std::int64_t c = 0; c < 2 * channels; ++c) dz_sums[c] += part[c];
+      const std::int64_t part = (sample * chunks_ + chunk) * 2;
+      for (std::int64_t c = 0; c < channels; ++c) dz_sums[c] += parts[part][c];
+      for (std::int64_t c = 0; c < channels; ++c) dz_centred_sums[c] += parts[part + 1][c];
     }
     for (std::int64_t g = 0; g < p_.groups; ++g) {
       const std::int64_t group = sample * p_.groups + g;
@@ -173,9 +174,9 @@ void ChannelsLast<T>::backward(const Backward& b) const {
       [&](std::int64_t sample, std::int64_t chunk, int member) {
         fill(constants[member], sample, weight, bias, b.statistics, nullptr);
         const std::int64_t at = start_of(sample, chunk);
-        A* const part = parts[sample * chunks_ + chunk];
+        const std::int64_t part = (sample * chunks_ + chunk) * 2;
         row_.gradient_sums[act_](x + at, residual ? residual + at : nullptr, dy + at, rows_of(chunk), channels,
-                                 constants[member].affine(), part, part + channels);
+                                 constants[member].affine(), parts[part], parts[part + 1]);
       },
       finish,
       [&](std::int64_t sample, std::int64_t chunk, int member) {

@@ -180,12 +180,12 @@ struct Run {
     return {(a.dz + b.dz) + (c.dz + d.dz), (a.dz_centred + b.dz_centred) + (c.dz_centred + d.dz_centred)};
   }
 
-  // Lanes are added up for several channels at once: where runs are short, that is most of the work. The last one or two,
-  // and a filter is only one, are done sooner by themselves.
+  // Lanes are added up for several channels at once: where runs are short, that is most of the work. One or two that are
+  // left (of a filter, there is only one) are done sooner by themselves.
   template <Activation act, bool has_residual>
   static void sums_of_runs(const T* x, const T* residual, const T* dy, Runs runs, AffineRuns<T> affine, A* dz,
                            A* dz_centred) {
-    constexpr std::int64_t together = lanes / 2;
+    constexpr std::int64_t together = lanes / 2, singly = std::min<std::int64_t>(2, together - 1);
     const auto lane_sums = [&](std::int64_t c) {
       const std::int64_t at = c * runs.stride;
       return sums_of_run<act, has_residual>(x + at, has_residual ? residual + at : nullptr, dy + at, runs.count,
@@ -194,7 +194,7 @@ struct Run {
     };
     V sums[lanes];
     std::int64_t first = 0;
-    for (; first + 2 < runs.channels; first += together) {
+    for (; first + singly < runs.channels; first += together) {
       const std::int64_t some = std::min(together, runs.channels - first);
       for (std::int64_t k = 0; k < some; ++k) {
         const LaneSums of_run = lane_sums(first + k);

@@ -7,29 +7,31 @@
 
 namespace batchfree {
 
-inline constexpr std::int64_t kLineBytes = 64;  // of a cache
+inline constexpr std::uintptr_t kLineBytes = 64;  // of a cache
 
-// Some arrays of one length, each in whole lines of the caches: a vector is then loaded from one line, and no other
-// thread writes to it. Their values are undefined at first.
+// Some arrays of one length, each in whole lines of the caches: their vectors do not cross from one line to the next,
+// and no other thread writes to those lines. The arrays follow one another. Their values are undefined at first.
 //
-// They start an eighth of a page after `tensor` does in its page. Rows of 1024 float32 channels all start at one place
-// of a page, and so in one set of the first-level cache, which the same channels of these arrays would crowd. And where
-// the last 12 bits of an address are those of a line just ahead that is being written, processors wait.
+// Where `tensor` is given, they start an eighth of a page after it does in its page: the rows of 1024 float32 channels
+// all start at one place of a page, and so in one set of the first-level cache, where the same channels of these arrays
+// would crowd them. (Up to 1.4 times the time, on Zen 4.)
 template <class A>
 class Scratch {
  public:
-  Scratch(std::int64_t arrays, std::int64_t length, const void* tensor)
-      : stride_((length + kPerLine - 1) / kPerLine * kPerLine),
-        memory_(new A[static_cast<std::size_t>(arrays * stride_ + kPageBytes / static_cast<std::int64_t>(sizeof(A)))]) {
-    const auto memory = reinterpret_cast<std::uintptr_t>(memory_.get());
-    const auto wanted = reinterpret_cast<std::uintptr_t>(tensor) / kLineBytes * kLineBytes + kPageBytes / 8;
-    first_ = reinterpret_cast<A*>(memory + (wanted - memory) % kPageBytes);
+  Scratch(std::int64_t arrays, std::int64_t length, const void* tensor = nullptr)
+      : stride_((length + kPerLine - 1) / kPerLine * kPerLine) {
+    const std::uintptr_t room = tensor ? kPageBytes : kLineBytes;
+    memory_.reset(new A[static_cast<std::size_t>(arrays * stride_) + room / sizeof(A)]);
+    const std::uintptr_t line = reinterpret_cast<std::uintptr_t>(tensor) / kLineBytes * kLineBytes;
+    const std::uintptr_t wanted = line + kPageBytes / 8 - reinterpret_cast<std::uintptr_t>(memory_.get());
+    first_ = memory_.get() + wanted % room / sizeof(A);
   }
 
   A* operator[](std::int64_t array) const { return first_ + array * stride_; }
 
  private:
-  static constexpr std::int64_t kPerLine = kLineBytes / sizeof(A), kPageBytes = 4096;
+  static constexpr std::int64_t kPerLine = kLineBytes / sizeof(A);
+  static constexpr std::uintptr_t kPageBytes = 4096;
   std::int64_t stride_;
   std::unique_ptr<A[]> memory_;
   A* first_;

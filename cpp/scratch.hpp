@@ -14,7 +14,7 @@ inline constexpr std::uintptr_t kLineBytes = 64;  // of a cache
 //
 // Where `tensor` is given, they start an eighth of a page after it does in its page: the rows of 1024 float32 channels
 // all start at one place of a page, and so in one set of the first-level cache, where the same channels of these arrays
-// would crowd them. (Up to 1.4 times the time, on Zen 4.)
+// would crowd them.
 template <class A>
 class Scratch {
  public:
